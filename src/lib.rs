@@ -1,3 +1,7 @@
 //! `sqlproxy`: a proxy that moves live SQL sessions between servers.
 
+pub mod error;
+pub mod frame;
 pub mod message;
+pub mod socket;
+pub mod stream;

@@ -1,0 +1,303 @@
+//! Frames: a tag, a length, a body (protocol document, "Message Overview").
+//!
+//! Two readers for two needs.  [`Scanner`] walks the headers of a whole buffer
+//! that is forwarded as it stands, without copying or allocating.
+//! [`FrameReader`] takes one whole message at a time, for logins and transfers,
+//! which are rare and want the body.
+
+use std::io::ErrorKind;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::error::{Error, Peer};
+use crate::message::BackendTag;
+use crate::socket::{Received, Wait};
+use crate::stream::Stream;
+
+/// Tag and length field.
+pub const HEADER_BYTES: usize = 5;
+
+/// The smallest value of the length field: it counts itself.
+const LENGTH_FIELD_BYTES: usize = 4;
+
+/// PostgreSQL's own send and receive buffers (pqcomm.c, `PQ_SEND_BUFFER_SIZE`).
+const READ_BYTES: usize = 8 * 1024;
+
+/// Bytes that are no frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BadFrame {
+    /// The length field is below 4 or negative.
+    #[error("message {tag:?} has the length field {length}", tag = char::from(*.tag))]
+    Length {
+        /// The message's type byte.
+        tag: u8,
+        /// The length field as sent.
+        length: i32,
+    },
+    /// Longer than is allowed here.
+    #[error("message {tag:?} of {length} bytes, at most {limit} are allowed here", tag = char::from(*.tag))]
+    TooLong {
+        /// The message's type byte.
+        tag: u8,
+        /// Its length.
+        length: usize,
+        /// The limit.
+        limit: usize,
+    },
+}
+
+/// A frame's first five bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// Type byte; its meaning depends on who sent it.
+    pub tag: u8,
+    /// Bytes of the body, 0 to 2^31 - 5.
+    pub body_bytes: usize,
+}
+
+impl Header {
+    /// The header at the start of `bytes`; `None` where it is not whole yet.
+    ///
+    /// # Errors
+    /// [`BadFrame::Length`].
+    pub fn parse(bytes: &[u8]) -> Result<Option<Self>, BadFrame> {
+        let &[tag, a, b, c, d, ..] = bytes else {
+            return Ok(None);
+        };
+        let length = i32::from_be_bytes([a, b, c, d]);
+        match usize::try_from(length)
+            .ok()
+            .and_then(|l| l.checked_sub(LENGTH_FIELD_BYTES))
+        {
+            Some(body_bytes) => Ok(Some(Self { tag, body_bytes })),
+            None => Err(BadFrame::Length { tag, length }),
+        }
+    }
+}
+
+/// One frame as the scanner meets it.
+#[derive(Debug, Clone, Copy)]
+pub struct Scanned<'a> {
+    /// Type byte.
+    pub tag: u8,
+    /// Length of the whole frame, header included.
+    pub frame_bytes: usize,
+    /// The body, where all of it is in the buffer.
+    pub body: Option<&'a [u8]>,
+    /// Where the frame ends, counted from the start of the scanned buffer; past
+    /// the buffer's end where the body is not whole yet.
+    pub end: usize,
+}
+
+/// What to do with a scanned frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Let it go, as far as it is there.
+    Pass,
+    /// Nothing from this frame on, until the rest of it has come.
+    Hold,
+}
+
+/// Walks the frames of one direction over buffers that end anywhere.
+///
+/// Invariant: between two calls, either the last buffer ended between two
+/// frames (`inside == 0`), or `inside` bytes of a frame's body are to come that
+/// was let go before it was whole.
+#[derive(Debug, Default)]
+pub struct Scanner {
+    inside: usize,
+}
+
+impl Scanner {
+    /// Whether part of a frame has been let go and the rest has not come yet.
+    #[must_use]
+    pub const fn is_inside(&self) -> bool {
+        self.inside > 0
+    }
+
+    /// Forgets the frame it is inside of: the forwarded bytes were cut at an
+    /// earlier frame.  The caller has to cut between two frames.
+    pub const fn restart(&mut self) {
+        self.inside = 0;
+    }
+
+    /// Calls `visit` for each header in `bytes` and returns how many bytes may
+    /// be let go: up to the first incomplete header or the first [`Verdict::Hold`].
+    ///
+    /// # Errors
+    /// The first header that is none; what stood before it has been visited.
+    pub fn scan(
+        &mut self,
+        bytes: &[u8],
+        mut visit: impl FnMut(Scanned<'_>) -> Verdict,
+    ) -> Result<usize, BadFrame> {
+        let mut position = self.inside.min(bytes.len());
+        self.inside -= position;
+        while let Some(rest) = bytes.get(position..) {
+            let Some(header) = Header::parse(rest)? else {
+                break;
+            };
+            let frame_bytes = HEADER_BYTES + header.body_bytes;
+            let end = position + frame_bytes;
+            let body = rest.get(HEADER_BYTES..frame_bytes);
+            if visit(Scanned {
+                tag: header.tag,
+                frame_bytes,
+                body,
+                end,
+            }) == Verdict::Hold
+            {
+                break;
+            }
+            if body.is_none() {
+                self.inside = end - bytes.len();
+                return Ok(bytes.len());
+            }
+            position = end;
+        }
+        Ok(position)
+    }
+}
+
+/// A whole message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frame {
+    /// Type byte.
+    pub tag: u8,
+    /// The whole frame as it came, header included.
+    bytes: Vec<u8>,
+}
+
+impl Frame {
+    /// The body.
+    #[must_use]
+    pub fn body(&self) -> &[u8] {
+        self.bytes.get(HEADER_BYTES..).unwrap_or_default()
+    }
+
+    /// The frame as it stood on the wire.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The tag as a server's.
+    #[must_use]
+    pub const fn backend_tag(&self) -> BackendTag {
+        BackendTag(self.tag)
+    }
+}
+
+/// Reads whole messages of one peer, each until a deadline.
+///
+/// Bytes that came behind the last message stay in it; [`Self::into_parts`]
+/// hands them to the next reader.
+#[derive(Debug)]
+pub struct FrameReader {
+    stream: Arc<Stream>,
+    peer: Peer,
+    buffer: Vec<u8>,
+}
+
+impl FrameReader {
+    /// Reads from `stream`, beginning with the bytes of `buffer`.
+    #[must_use]
+    pub const fn new(stream: Arc<Stream>, peer: Peer, buffer: Vec<u8>) -> Self {
+        Self {
+            stream,
+            peer,
+            buffer,
+        }
+    }
+
+    /// The stream it reads from.
+    #[must_use]
+    pub const fn stream(&self) -> &Arc<Stream> {
+        &self.stream
+    }
+
+    /// The stream and the bytes read from it that no message was made of.
+    #[must_use]
+    pub fn into_parts(self) -> (Arc<Stream>, Vec<u8>) {
+        (self.stream, self.buffer)
+    }
+
+    /// Whether bytes have come that no message was made of yet.
+    #[must_use]
+    pub const fn has_leftover(&self) -> bool {
+        !self.buffer.is_empty()
+    }
+
+    /// The next message, whole, its body at most `limit` bytes.
+    ///
+    /// Memory is taken as bytes come, never on a header's word.
+    ///
+    /// # Errors
+    /// Names the peer and `operation`.  After a timeout the bytes that came
+    /// stay, and reading may go on.
+    pub fn read(
+        &mut self,
+        limit: usize,
+        deadline: Instant,
+        operation: &'static str,
+    ) -> Result<Frame, Error> {
+        let peer = self.peer;
+        loop {
+            let header = Header::parse(&self.buffer).map_err(|source| Error::Malformed {
+                peer,
+                operation,
+                source,
+            })?;
+            if let Some(Header { tag, body_bytes }) = header {
+                if body_bytes > limit {
+                    let source = BadFrame::TooLong {
+                        tag,
+                        length: body_bytes,
+                        limit,
+                    };
+                    return Err(Error::Malformed {
+                        peer,
+                        operation,
+                        source,
+                    });
+                }
+                let frame_bytes = HEADER_BYTES + body_bytes;
+                if self.buffer.len() >= frame_bytes {
+                    let rest = self.buffer.split_off(frame_bytes);
+                    let bytes = std::mem::replace(&mut self.buffer, rest);
+                    return Ok(Frame { tag, bytes });
+                }
+            }
+            self.fill(Wait::Until(deadline), operation)?;
+        }
+    }
+
+    /// The next message that has already come whole; waits for nothing.
+    ///
+    /// # Errors
+    /// As [`Self::read`], but never a timeout.
+    pub fn read_available(
+        &mut self,
+        limit: usize,
+        operation: &'static str,
+    ) -> Result<Option<Frame>, Error> {
+        match self.read(limit, Instant::now(), operation) {
+            Ok(frame) => Ok(Some(frame)),
+            Err(Error::Timeout { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn fill(&mut self, wait: Wait, operation: &'static str) -> Result<(), Error> {
+        let peer = self.peer;
+        self.buffer.reserve(READ_BYTES);
+        let received = self.stream.read(&mut self.buffer, wait);
+        match received.map_err(|source| Error::io(peer, operation, source))? {
+            Received::Bytes(_) => Ok(()),
+            Received::Eof => Err(Error::io(peer, operation, ErrorKind::UnexpectedEof.into())),
+            Received::DeadlinePast | Received::Idle => {
+                Err(Error::io(peer, operation, ErrorKind::TimedOut.into()))
+            }
+        }
+    }
+}
