@@ -1,0 +1,381 @@
+//! What `proxy.conf` may say, as plain data.
+//!
+//! Role: the types that every other module takes its settings from, their
+//! defaults and their ranges. `reader` turns TOML into checked values and words
+//! the complaints. Invariant: a `Config` in hand has passed every check that can
+//! be made without touching anything but the file itself. Non-goals: resolving
+//! names, reading certificates, asking the machine for its limits.
+
+mod address;
+mod reader;
+#[cfg(test)]
+mod tests;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use thiserror::Error;
+
+pub use address::Address;
+use reader::{Reader, Section};
+
+/// Where the proxy listens when the file does not say: CockroachDB's SQL port.
+const DEFAULT_LISTEN: (&str, u16) = ("127.0.0.1", 26257);
+/// Sessions at once when the file does not say; below the some 8,100 at which
+/// Linux's default `vm.max_map_count` ends (two threads of four maps each).
+const DEFAULT_MAX_CONNECTIONS: usize = 5000;
+/// More than one process can hold on any machine of today; guards the sums in
+/// `limits` against nonsense.
+const MAX_CONNECTIONS: u64 = 1_000_000;
+const DEFAULT_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const DEFAULT_SHUTDOWN_GRACE: Duration = Duration::from_secs(30);
+/// The original's limit on one transfer.
+const DEFAULT_TRANSFER_TIMEOUT: Duration = Duration::from_secs(15);
+const DEFAULT_TRANSFER_WAIT: Duration = Duration::from_secs(60);
+const DEFAULT_WORKERS: usize = 32;
+const MAX_WORKERS: u64 = 1024;
+const DEFAULT_MAX_STATE_BYTES: usize = 16 * 1024 * 1024;
+/// Larger than any name in a metric or a log line should be.
+const MAX_NAME_LENGTH: usize = 63;
+
+/// The whole of `proxy.conf`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// `listen`: one or more addresses for clients; port 0 picks a free one.
+    pub listen: Vec<Address>,
+    /// `admin_listen`: the address of the admin HTTP server; `None`: no such server.
+    pub admin_listen: Option<Address>,
+    /// `max_connections`: sessions at once, 1 to 1,000,000.
+    pub max_connections: usize,
+    /// `handshake_timeout`: from accept to the first ReadyForQuery on both legs,
+    /// 1 ms to 24 h.
+    pub handshake_timeout: Duration,
+    /// `connect_timeout`: one dial of a backend with TLS and startup, 1 ms to 24 h.
+    pub connect_timeout: Duration,
+    /// `shutdown_grace`: how long sessions may take to end after SIGTERM, 0 to 24 h.
+    pub shutdown_grace: Duration,
+    /// `dialect`: which kind of server the backends are.
+    pub dialect: Dialect,
+    /// `[client_tls]`; `None`: a client's request for TLS is answered with `N`.
+    pub client_tls: Option<ClientTls>,
+    /// `[server_tls]`; absent: `sslmode = "prefer"` and no files.
+    pub server_tls: ServerTls,
+    /// `[migration]`; absent: its defaults.
+    pub migration: Migration,
+    /// `[[backend]]`, in the order of the file: at least one, names unique.
+    pub backends: Vec<BackendConfig>,
+}
+
+/// The kind of SQL server behind the proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// `"cockroachdb"`: sessions move by SHOW TRANSFER STATE and a revival token.
+    CockroachDb,
+    /// `"postgresql"`.
+    PostgreSql,
+}
+
+/// `[client_tls]`: TLS between clients and the proxy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientTls {
+    /// `mode`: whether clients may still come without TLS.
+    pub mode: ClientTlsMode,
+    /// `cert_file`: the proxy's certificate chain, PEM.
+    pub cert_file: PathBuf,
+    /// `key_file`: the private key to it, PEM.
+    pub key_file: PathBuf,
+    /// `client_ca_file`: who may sign client certificates; `None`: none is asked for.
+    pub client_ca_file: Option<PathBuf>,
+}
+
+/// Whether TLS is a choice or a duty for clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientTlsMode {
+    /// `"allow"`: with TLS or without.
+    Allow,
+    /// `"require"`: without TLS a client is refused.
+    Require,
+}
+
+/// `[server_tls]`: TLS between the proxy and the backends.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ServerTls {
+    /// `sslmode`, with libpq's meaning.
+    pub sslmode: SslMode,
+    /// `ca_file`: who signs the servers' certificates; `None`: the system's roots.
+    pub ca_file: Option<PathBuf>,
+    /// `cert_file`: the proxy's identity towards servers; set together with `key_file`.
+    pub cert_file: Option<PathBuf>,
+    /// `key_file`: the private key to it.
+    pub key_file: Option<PathBuf>,
+}
+
+/// libpq's `sslmode`. (libpq's `allow` is left out: it tries plain text first.)
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SslMode {
+    /// `"disable"`: plain text only.
+    Disable,
+    /// `"prefer"`: TLS where the server has it, the certificate unverified.
+    #[default]
+    Prefer,
+    /// `"require"`: TLS or nothing, the certificate unverified.
+    Require,
+    /// `"verify-ca"`: TLS with a certificate that a trusted authority signed.
+    VerifyCa,
+    /// `"verify-full"`: as `verify-ca`, and it names the host that was dialled.
+    VerifyFull,
+}
+
+/// `[migration]`: how sessions are moved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Migration {
+    /// `timeout`: one transfer from suspend to resume, 1 ms to 24 h.
+    pub timeout: Duration,
+    /// `wait`: how long a busy session may take to reach a safe transfer point, 0 to 24 h.
+    pub wait: Duration,
+    /// `workers`: transfers under way at once, 1 to 1024.
+    pub workers: usize,
+    /// `max_state_size`, in bytes: the largest session state that is moved,
+    /// 1 KiB to 512 MiB (as base64 it must still fit one protocol message).
+    pub max_state_size: usize,
+}
+
+impl Default for Migration {
+    fn default() -> Self {
+        Self {
+            timeout: DEFAULT_TRANSFER_TIMEOUT,
+            wait: DEFAULT_TRANSFER_WAIT,
+            workers: DEFAULT_WORKERS,
+            max_state_size: DEFAULT_MAX_STATE_BYTES,
+        }
+    }
+}
+
+/// One `[[backend]]`: a SQL node that sessions may be on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackendConfig {
+    /// `name`: how the log and the metrics call it; unique.
+    pub name: String,
+    /// `address`: resolved anew at each dial; the port is never 0.
+    pub address: Address,
+    /// `state`: whether it takes sessions.
+    pub state: BackendState,
+}
+
+/// Whether a backend takes sessions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BackendState {
+    /// `"active"`: takes new sessions.
+    Active,
+    /// `"draining"`: takes none; those it has are moved away.
+    Draining,
+}
+
+/// Why a `proxy.conf` was refused: one line that names file, line, key and what
+/// was expected.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{0}")]
+pub struct ConfigError(String);
+
+impl Config {
+    /// Reads and checks the file at `path`. Relative paths inside it are taken
+    /// from its own directory.
+    ///
+    /// # Errors
+    /// The file cannot be read, is not TOML, or says something it may not.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path)
+            .map_err(|error| ConfigError(format!("{}: cannot be read: {error}", path.display())))?;
+        Self::parse(path, &text)
+    }
+
+    /// Checks `text` as the contents of `path`; reads no file.
+    ///
+    /// # Errors
+    /// `text` is not TOML or says something it may not.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let reader = Reader::new(path, text);
+        let document = reader.document()?;
+        let root = reader.root(
+            &document,
+            &[
+                "listen",
+                "admin_listen",
+                "max_connections",
+                "handshake_timeout",
+                "connect_timeout",
+                "shutdown_grace",
+                "dialect",
+                "client_tls",
+                "server_tls",
+                "migration",
+                "backend",
+            ],
+        )?;
+        let config = Self {
+            listen: root.addresses("listen")?.unwrap_or_else(default_listen),
+            admin_listen: root.address("admin_listen", 0)?,
+            max_connections: root
+                .integer("max_connections", 1, MAX_CONNECTIONS)?
+                .unwrap_or(DEFAULT_MAX_CONNECTIONS),
+            handshake_timeout: root
+                .timeout("handshake_timeout")?
+                .unwrap_or(DEFAULT_HANDSHAKE_TIMEOUT),
+            connect_timeout: root
+                .timeout("connect_timeout")?
+                .unwrap_or(DEFAULT_CONNECT_TIMEOUT),
+            shutdown_grace: root
+                .duration("shutdown_grace")?
+                .unwrap_or(DEFAULT_SHUTDOWN_GRACE),
+            dialect: root
+                .choice(
+                    "dialect",
+                    &[
+                        ("cockroachdb", Dialect::CockroachDb),
+                        ("postgresql", Dialect::PostgreSql),
+                    ],
+                )?
+                .unwrap_or(Dialect::CockroachDb),
+            client_tls: read_client_tls(&root)?,
+            server_tls: read_server_tls(&root)?,
+            migration: read_migration(&root)?,
+            backends: read_backends(&root)?,
+        };
+        config.check_listeners(&root)?;
+        Ok(config)
+    }
+
+    /// Two listeners on one port would only be found out at bind time, after the
+    /// first one already takes clients. Port 0 is never the same port twice.
+    fn check_listeners(&self, root: &Section<'_>) -> Result<(), ConfigError> {
+        let mut seen: Vec<&Address> = Vec::new();
+        for (key, address) in self
+            .listen
+            .iter()
+            .map(|address| ("listen", address))
+            .chain(self.admin_listen.iter().map(|a| ("admin_listen", a)))
+        {
+            if address.port != 0 && seen.contains(&address) {
+                return Err(root.error(key, &format!("{address} is listened on twice")));
+            }
+            seen.push(address);
+        }
+        Ok(())
+    }
+}
+
+fn default_listen() -> Vec<Address> {
+    let (host, port) = DEFAULT_LISTEN;
+    vec![Address {
+        host: host.to_owned(),
+        port,
+    }]
+}
+
+fn read_client_tls(root: &Section<'_>) -> Result<Option<ClientTls>, ConfigError> {
+    let keys = &["mode", "cert_file", "key_file", "client_ca_file"];
+    let Some(section) = root.section("client_tls", keys)? else {
+        return Ok(None);
+    };
+    Ok(Some(ClientTls {
+        mode: section
+            .choice(
+                "mode",
+                &[
+                    ("allow", ClientTlsMode::Allow),
+                    ("require", ClientTlsMode::Require),
+                ],
+            )?
+            .unwrap_or(ClientTlsMode::Allow),
+        cert_file: section
+            .path("cert_file")?
+            .ok_or_else(|| section.missing("cert_file", "the file of the proxy's certificate"))?,
+        key_file: section.path("key_file")?.ok_or_else(|| {
+            section.missing("key_file", "the file of the private key to cert_file")
+        })?,
+        client_ca_file: section.path("client_ca_file")?,
+    }))
+}
+
+fn read_server_tls(root: &Section<'_>) -> Result<ServerTls, ConfigError> {
+    let keys = &["sslmode", "ca_file", "cert_file", "key_file"];
+    let Some(section) = root.section("server_tls", keys)? else {
+        return Ok(ServerTls::default());
+    };
+    let tls = ServerTls {
+        sslmode: section
+            .choice(
+                "sslmode",
+                &[
+                    ("disable", SslMode::Disable),
+                    ("prefer", SslMode::Prefer),
+                    ("require", SslMode::Require),
+                    ("verify-ca", SslMode::VerifyCa),
+                    ("verify-full", SslMode::VerifyFull),
+                ],
+            )?
+            .unwrap_or_default(),
+        ca_file: section.path("ca_file")?,
+        cert_file: section.path("cert_file")?,
+        key_file: section.path("key_file")?,
+    };
+    match (&tls.cert_file, &tls.key_file) {
+        (Some(_), None) => {
+            Err(section.missing("key_file", "the file of the private key to cert_file"))
+        }
+        (None, Some(_)) => {
+            Err(section.missing("cert_file", "the file of the certificate to key_file"))
+        }
+        _ => Ok(tls),
+    }
+}
+
+fn read_migration(root: &Section<'_>) -> Result<Migration, ConfigError> {
+    let defaults = Migration::default();
+    let keys = &["timeout", "wait", "workers", "max_state_size"];
+    let Some(section) = root.section("migration", keys)? else {
+        return Ok(defaults);
+    };
+    Ok(Migration {
+        timeout: section.timeout("timeout")?.unwrap_or(defaults.timeout),
+        wait: section.duration("wait")?.unwrap_or(defaults.wait),
+        workers: section
+            .integer("workers", 1, MAX_WORKERS)?
+            .unwrap_or(defaults.workers),
+        max_state_size: section
+            .size("max_state_size")?
+            .unwrap_or(defaults.max_state_size),
+    })
+}
+
+fn read_backends(root: &Section<'_>) -> Result<Vec<BackendConfig>, ConfigError> {
+    let mut backends: Vec<BackendConfig> = Vec::new();
+    for section in root.sections("backend", &["name", "address", "state"])? {
+        let backend = BackendConfig {
+            name: section.name("name", MAX_NAME_LENGTH)?,
+            address: section
+                .address("address", 1)?
+                .ok_or_else(|| section.missing("address", "\"host:port\""))?,
+            state: section
+                .choice(
+                    "state",
+                    &[
+                        ("active", BackendState::Active),
+                        ("draining", BackendState::Draining),
+                    ],
+                )?
+                .unwrap_or(BackendState::Active),
+        };
+        if backends.iter().any(|other| other.name == backend.name) {
+            let message = format!("expected a unique name, found {:?} again", backend.name);
+            return Err(section.error("name", &message));
+        }
+        backends.push(backend);
+    }
+    if backends.is_empty() {
+        return Err(root.missing("backend", "at least one [[backend]] section"));
+    }
+    Ok(backends)
+}

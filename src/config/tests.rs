@@ -1,0 +1,453 @@
+//! Good files and what they mean; bad files and the exact words about them.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a failed expectation is the test's failure"
+)]
+
+use super::*;
+
+const BACKEND: &str = "[[backend]]\nname = \"pod-a\"\naddress = \"127.0.0.1:26301\"\n";
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(Path::new("conf/proxy.conf"), text)
+}
+
+fn address(host: &str, port: u16) -> Address {
+    Address {
+        host: host.to_owned(),
+        port,
+    }
+}
+
+#[test]
+fn one_backend_is_enough_and_the_rest_has_defaults() {
+    let config = parse(BACKEND).unwrap();
+    assert_eq!(
+        config,
+        Config {
+            listen: vec![address("127.0.0.1", 26257)],
+            admin_listen: None,
+            max_connections: 5000,
+            handshake_timeout: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(5),
+            shutdown_grace: Duration::from_secs(30),
+            dialect: Dialect::CockroachDb,
+            client_tls: None,
+            server_tls: ServerTls {
+                sslmode: SslMode::Prefer,
+                ca_file: None,
+                cert_file: None,
+                key_file: None,
+            },
+            migration: Migration {
+                timeout: Duration::from_secs(15),
+                wait: Duration::from_secs(60),
+                workers: 32,
+                max_state_size: 16 * 1024 * 1024,
+            },
+            backends: vec![BackendConfig {
+                name: "pod-a".to_owned(),
+                address: address("127.0.0.1", 26301),
+                state: BackendState::Active,
+            }],
+        }
+    );
+}
+
+#[test]
+fn every_key_is_read() {
+    let text = r#"
+listen = ["0.0.0.0:0", "[::1]:5432"]
+admin_listen = "localhost:8081"
+max_connections = 1_000
+handshake_timeout = "500ms"
+connect_timeout = "2m"
+shutdown_grace = "0s"
+dialect = "postgresql"
+[client_tls]
+mode = "require"
+cert_file = "server.crt"
+key_file = "/etc/keys/server.key"
+client_ca_file = "../ca.crt"
+[server_tls]
+sslmode = "verify-full"
+ca_file = "ca.crt"
+cert_file = "client.crt"
+key_file = "client.key"
+[migration]
+timeout = "1m 30s"
+wait = "0s"
+workers = 1024
+max_state_size = "512KiB"
+[[backend]]
+name = "a"
+address = "db_1.example.org.:1"
+state = "draining"
+[[backend]]
+name = "b"
+address = "[fe80::1%eth0]:65535"
+"#;
+    let expected = Config {
+        listen: vec![address("0.0.0.0", 0), address("::1", 5432)],
+        admin_listen: Some(address("localhost", 8081)),
+        max_connections: 1000,
+        handshake_timeout: Duration::from_millis(500),
+        connect_timeout: Duration::from_secs(120),
+        shutdown_grace: Duration::ZERO,
+        dialect: Dialect::PostgreSql,
+        client_tls: Some(ClientTls {
+            mode: ClientTlsMode::Require,
+            cert_file: "conf/server.crt".into(),
+            key_file: "/etc/keys/server.key".into(),
+            client_ca_file: Some("conf/../ca.crt".into()),
+        }),
+        server_tls: ServerTls {
+            sslmode: SslMode::VerifyFull,
+            ca_file: Some("conf/ca.crt".into()),
+            cert_file: Some("conf/client.crt".into()),
+            key_file: Some("conf/client.key".into()),
+        },
+        migration: Migration {
+            timeout: Duration::from_secs(90),
+            wait: Duration::ZERO,
+            workers: 1024,
+            max_state_size: 512 * 1024,
+        },
+        backends: vec![
+            BackendConfig {
+                name: "a".to_owned(),
+                address: address("db_1.example.org.", 1),
+                state: BackendState::Draining,
+            },
+            BackendConfig {
+                name: "b".to_owned(),
+                address: address("fe80::1%eth0", 65535),
+                state: BackendState::Active,
+            },
+        ],
+    };
+    assert_eq!(parse(text).unwrap(), expected);
+}
+
+#[test]
+fn an_address_is_shown_as_it_was_written() {
+    for text in ["127.0.0.1:0", "[::1]:5432", "db-1.example.org:26257"] {
+        assert_eq!(Address::parse(text).unwrap().to_string(), text);
+    }
+}
+
+#[test]
+fn the_default_file_has_no_directory() {
+    let text = format!("[server_tls]\nca_file = \"ca.crt\"\n{BACKEND}");
+    let config = Config::parse(Path::new("proxy.conf"), &text).unwrap();
+    assert_eq!(config.server_tls.ca_file, Some("ca.crt".into()));
+}
+
+/// Each text stands in front of a good backend, so its own fault is the only one.
+#[test]
+fn a_bad_key_is_named_with_its_line() {
+    let integer = "expected an integer from 1 to 1000000, found";
+    let port = "expected \"host:port\" with a port from 0 to 65535, found";
+    let timeout = "expected a duration from 1ms to 24h like \"15s\", found";
+    let period = "expected a duration from 0s to 24h like \"15s\", found";
+    let size = "expected a size from 1KiB to 512MiB like \"16MiB\", found";
+    let table: &[(&str, &str)] = &[
+        (
+            "\n\nmax_connections = \"many\"",
+            &format!("3: max_connections: {integer} \"many\""),
+        ),
+        (
+            "max_connections = 0",
+            &format!("1: max_connections: {integer} 0"),
+        ),
+        (
+            "max_connections = -5",
+            &format!("1: max_connections: {integer} -5"),
+        ),
+        (
+            "max_connections = 1000001",
+            &format!("1: max_connections: {integer} 1000001"),
+        ),
+        (
+            "max_connections = 99999999999999999999999",
+            &format!("1: max_connections: {integer} 99999999999999999999999"),
+        ),
+        (
+            "max_connections = 1.5",
+            &format!("1: max_connections: {integer} 1.5"),
+        ),
+        (
+            "max_connections = true",
+            &format!("1: max_connections: {integer} true"),
+        ),
+        (
+            "max_connections = 2026-11-23",
+            &format!("1: max_connections: {integer} 2026-11-23"),
+        ),
+        (
+            "max_connections = [1]",
+            &format!("1: max_connections: {integer} a list"),
+        ),
+        (
+            "listen = \"26257\"",
+            &format!("1: listen: {port} \"26257\""),
+        ),
+        (
+            "listen = \":26257\"",
+            &format!("1: listen: {port} \":26257\""),
+        ),
+        (
+            "listen = \"::1:26257\"",
+            &format!("1: listen: {port} \"::1:26257\""),
+        ),
+        (
+            "listen = \"[::1:26257\"",
+            &format!("1: listen: {port} \"[::1:26257\""),
+        ),
+        (
+            "listen = \"[::x]:26257\"",
+            &format!("1: listen: {port} \"[::x]:26257\""),
+        ),
+        (
+            "listen = \"[fe80::1%]:26257\"",
+            &format!("1: listen: {port} \"[fe80::1%]:26257\""),
+        ),
+        (
+            "listen = \"a:65536\"",
+            &format!("1: listen: {port} \"a:65536\""),
+        ),
+        ("listen = \"a:+1\"", &format!("1: listen: {port} \"a:+1\"")),
+        ("listen = \"a:\"", &format!("1: listen: {port} \"a:\"")),
+        (
+            "listen = \"a b:1\"",
+            &format!("1: listen: {port} \"a b:1\""),
+        ),
+        (
+            "listen = \"a..b:1\"",
+            &format!("1: listen: {port} \"a..b:1\""),
+        ),
+        (
+            "listen = \"127.0.0.256:1\"",
+            &format!("1: listen: {port} \"127.0.0.256:1\""),
+        ),
+        (
+            "listen = \"a\\nb:1\"",
+            &format!("1: listen: {port} \"a\\nb:1\""),
+        ),
+        (
+            "listen = [\n\"a:1\",\n\"b\"]",
+            &format!("3: listen: {port} \"b\""),
+        ),
+        ("listen = []", &format!("1: listen: {port} an empty list")),
+        (
+            "admin_listen = [\"a:1\"]",
+            &format!("1: admin_listen: {port} a list"),
+        ),
+        (
+            "listen = [\"a:1\", \"a:1\"]",
+            "1: listen: a:1 is listened on twice",
+        ),
+        (
+            "listen = \"a:1\"\nadmin_listen = \"a:1\"",
+            "2: admin_listen: a:1 is listened on twice",
+        ),
+        (
+            "handshake_timeout = 10",
+            &format!("1: handshake_timeout: {timeout} 10"),
+        ),
+        (
+            "handshake_timeout = \"0s\"",
+            &format!("1: handshake_timeout: {timeout} \"0s\""),
+        ),
+        (
+            "handshake_timeout = \"10\"",
+            &format!("1: handshake_timeout: {timeout} \"10\""),
+        ),
+        (
+            "handshake_timeout = \"-1s\"",
+            &format!("1: handshake_timeout: {timeout} \"-1s\""),
+        ),
+        (
+            "connect_timeout = \"2M\"",
+            &format!("1: connect_timeout: {timeout} \"2M\""),
+        ),
+        (
+            "shutdown_grace = \"25h\"",
+            &format!("1: shutdown_grace: {period} \"25h\""),
+        ),
+        (
+            "shutdown_grace = \"soon\"",
+            &format!("1: shutdown_grace: {period} \"soon\""),
+        ),
+        (
+            "dialect = \"mysql\"",
+            "1: dialect: expected one of \"cockroachdb\", \"postgresql\", found \"mysql\"",
+        ),
+        (
+            "lisen = \"a:1\"",
+            "1: unknown key \"lisen\"; did you mean \"listen\"?",
+        ),
+        (
+            "\nport = 1",
+            "2: unknown key \"port\"; expected one of \"listen\", \"admin_listen\", \"max_connections\", \"handshake_timeout\", \"connect_timeout\", \"shutdown_grace\", \"dialect\", \"client_tls\", \"server_tls\", \"migration\", \"backend\"",
+        ),
+        (
+            "migration = 3",
+            "1: migration: expected a [migration] section, found 3",
+        ),
+        (
+            "[migration]\n\nworker = 3",
+            "3: unknown key \"worker\"; did you mean \"workers\"?",
+        ),
+        (
+            "[migration]\nworkers = 1025",
+            "2: migration.workers: expected an integer from 1 to 1024, found 1025",
+        ),
+        (
+            "[migration]\ntimeout = \"0s\"",
+            &format!("2: migration.timeout: {timeout} \"0s\""),
+        ),
+        (
+            "[migration]\nwait = 60",
+            &format!("2: migration.wait: {period} 60"),
+        ),
+        (
+            "[migration]\nmax_state_size = \"16\"",
+            &format!("2: migration.max_state_size: {size} \"16\""),
+        ),
+        (
+            "[migration]\nmax_state_size = \"1GiB\"",
+            &format!("2: migration.max_state_size: {size} \"1GiB\""),
+        ),
+        (
+            "[migration]\nmax_state_size = \"big\"",
+            &format!("2: migration.max_state_size: {size} \"big\""),
+        ),
+        (
+            "\n[client_tls]\nkey_file = \"k\"",
+            "2: client_tls.cert_file: expected the file of the proxy's certificate, found nothing",
+        ),
+        (
+            "[client_tls]\ncert_file = \"c\"",
+            "1: client_tls.key_file: expected the file of the private key to cert_file, found nothing",
+        ),
+        (
+            "[client_tls]\nmode = \"yes\"",
+            "2: client_tls.mode: expected one of \"allow\", \"require\", found \"yes\"",
+        ),
+        (
+            "[client_tls]\ncert_file = \"\"",
+            "2: client_tls.cert_file: expected the path of a file, found \"\"",
+        ),
+        (
+            "[server_tls]\ncert_file = \"c\"",
+            "1: server_tls.key_file: expected the file of the private key to cert_file, found nothing",
+        ),
+        (
+            "[server_tls]\nkey_file = \"k\"",
+            "1: server_tls.cert_file: expected the file of the certificate to key_file, found nothing",
+        ),
+        (
+            "[server_tls]\nsslmode = \"allow\"",
+            "2: server_tls.sslmode: expected one of \"disable\", \"prefer\", \"require\", \"verify-ca\", \"verify-full\", found \"allow\"",
+        ),
+        (
+            "[[backend]]\naddress = \"a:1\"",
+            "1: backend.name: expected a name of 1 to 63 printable ASCII characters, found nothing",
+        ),
+        (
+            "[[backend]]\nname = \"a b\"\naddress = \"a:1\"",
+            "2: backend.name: expected a name of 1 to 63 printable ASCII characters, found \"a b\"",
+        ),
+        (
+            "\n[[backend]]\nname = \"a\"",
+            "2: backend.address: expected \"host:port\", found nothing",
+        ),
+        (
+            "[[backend]]\nname = \"a\"\naddress = \"a:0\"",
+            "3: backend.address: expected \"host:port\" with a port from 1 to 65535, found \"a:0\"",
+        ),
+        (
+            "[[backend]]\nname = \"a\"\naddress = \"a:1\"\nstate = \"down\"",
+            "4: backend.state: expected one of \"active\", \"draining\", found \"down\"",
+        ),
+        (
+            "[[backend]]\nname = \"pod-a\"\naddress = \"a:1\"\n",
+            "6: backend.name: expected a unique name, found \"pod-a\" again",
+        ),
+        (
+            "[[backend]]\nnam = \"a\"",
+            "2: unknown key \"nam\"; did you mean \"name\"?",
+        ),
+    ];
+    for (text, expected) in table {
+        let error = parse(&format!("{text}\n{BACKEND}")).expect_err(text);
+        assert_eq!(error.to_string(), format!("conf/proxy.conf:{expected}"));
+    }
+}
+
+#[test]
+fn a_bad_document_is_named_with_its_line() {
+    let table = [
+        (
+            "",
+            "1: backend: expected at least one [[backend]] section, found nothing",
+        ),
+        (
+            "dialect = \"postgresql\"\n\n",
+            "2: backend: expected at least one [[backend]] section, found nothing",
+        ),
+        (
+            "backend = []",
+            "1: backend: expected at least one [[backend]] section, found nothing",
+        ),
+        (
+            "[backend]\nname = \"a\"",
+            "1: backend: expected [[backend]] sections, found a section",
+        ),
+        (
+            "backend = [1]",
+            "1: backend: expected [[backend]] sections, found 1",
+        ),
+    ];
+    for (text, expected) in table {
+        let error = parse(text).expect_err(text);
+        assert_eq!(error.to_string(), format!("conf/proxy.conf:{expected}"));
+    }
+}
+
+/// The words are the TOML crate's; the place and the single line are ours.
+#[test]
+fn broken_toml_is_one_line_with_its_place() {
+    for (text, line) in [
+        ("\nlisten =\n", 2),
+        ("listen = \"a:1\"\nlisten = \"a:1\"\n", 2),
+        ("listen = \"a:1\n", 1),
+        ("[migration\nwait = 1", 1),
+    ] {
+        let message = parse(text).expect_err(text).to_string();
+        let start = format!("conf/proxy.conf:{line}: not valid TOML: ");
+        assert!(message.starts_with(&start), "{message}");
+        assert!(!message.contains('\n'), "{message}");
+    }
+}
+
+#[test]
+fn a_file_that_is_not_there_is_named() {
+    let error = Config::load(Path::new("no/such/proxy.conf")).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "no/such/proxy.conf: cannot be read: No such file or directory (os error 2)"
+    );
+}
+
+#[test]
+fn a_long_wrong_value_is_cut() {
+    let text = format!("listen = \"{}\"\n{BACKEND}", "ä".repeat(100));
+    let message = parse(&text).unwrap_err().to_string();
+    assert!(
+        message.ends_with(&format!("found \"{}…\"", "ä".repeat(60))),
+        "{message}"
+    );
+}
