@@ -2,6 +2,7 @@
 
 pub mod error;
 pub mod frame;
+pub mod arguments;
 pub mod config;
 pub mod message;
 pub mod socket;
