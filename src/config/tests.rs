@@ -451,3 +451,30 @@ fn a_long_wrong_value_is_cut() {
         "{message}"
     );
 }
+
+/// The file that the project ships must work as it stands, and its TLS sections
+/// once an operator takes the comment signs off.
+#[test]
+fn the_shipped_file_is_good_with_and_without_its_comments() {
+    let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/proxy.conf"));
+    let shipped = Config::load(path).unwrap();
+    let ports: Vec<u16> = shipped.backends.iter().map(|b| b.address.port).collect();
+    assert_eq!(shipped.listen, [address("127.0.0.1", 26257)]);
+    assert_eq!(shipped.admin_listen, Some(address("127.0.0.1", 8081)));
+    assert_eq!(ports, [26301, 26302]);
+    assert_eq!(shipped.migration, Migration::default());
+
+    let text = fs::read_to_string(path).unwrap();
+    let uncommented: Vec<&str> = text
+        .lines()
+        .map(|line| match line.strip_prefix("# ") {
+            Some(rest) if rest.starts_with('[') || rest.contains(" = \"") => rest,
+            _ => line,
+        })
+        // The sentence that names a default reads like a key.
+        .filter(|line| !line.starts_with("TLS towards"))
+        .collect();
+    let full = Config::parse(path, &uncommented.join("\n")).unwrap();
+    assert!(full.client_tls.is_some());
+    assert_eq!(full.server_tls.sslmode, SslMode::VerifyFull);
+}
