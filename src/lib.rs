@@ -6,6 +6,7 @@ pub mod arguments;
 pub mod config;
 pub mod limits;
 pub mod logging;
+pub mod exchange;
 pub mod message;
 pub mod socket;
 pub mod stream;

@@ -1,0 +1,541 @@
+//! Which requests of a session still await their answer.
+//!
+//! Fed by both processors with the type of every message, in wire order, under
+//! the forwarder's lock; does no I/O and knows no SQL. A request is fed before
+//! it is written to the server, a response when it has been read from it, so
+//! the tracker never believes the server to be done before it is.
+//!
+//! Invariant: what the tracker thinks owed is never less than what the server
+//! owes. Where the messages do not tell (see [`Exchange::response`]) it assumes
+//! the most, and lets go when a later answer proves that there was less.
+//!
+//! Sources: PostgreSQL documentation, "Message Flow"; the behaviour that it
+//! leaves open (a Sync inside COPY, a Query inside a skip) was observed with
+//! PostgreSQL 15, see the property tests.
+
+use std::collections::VecDeque;
+use std::fmt;
+
+use crate::message::{BackendTag, FrontendTag, TransactionStatus};
+
+/// Where a server resumes after an error of an extended-protocol message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SkipRule {
+    /// At the next Sync; a Query or FunctionCall before it is dropped without
+    /// an answer (PostgreSQL).
+    #[default]
+    ToSync,
+    /// At the next Sync, or at a Query or FunctionCall before it, which is
+    /// dropped but may be answered by a lone ReadyForQuery. CockroachDB does
+    /// one or the other, depending on where the error arose.
+    Unknown,
+}
+
+/// Why a session is not at a safe transfer point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WaitingFor {
+    /// A COPY is under way, in either direction.
+    Copy,
+    /// The last ReadyForQuery did not say `I`.
+    OpenTransaction,
+    /// A Query, FunctionCall or synced batch has not been answered.
+    QueryRunning,
+    /// Extended-protocol messages were sent that no Sync has closed.
+    BatchWithoutSync,
+}
+
+impl fmt::Display for WaitingFor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Copy => "COPY",
+            Self::OpenTransaction => "open transaction",
+            Self::QueryRunning => "query running",
+            Self::BatchWithoutSync => "batch without Sync",
+        })
+    }
+}
+
+/// What ends a [`Batch`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// Query or FunctionCall: answers of its own, then ReadyForQuery.
+    Query,
+    /// Sync: ReadyForQuery, and before it at most an error of the commit.
+    Sync,
+    /// CopyDone or CopyFail that no CopyInResponse has claimed yet. It owes
+    /// nothing; it is kept for the place it has between the others.
+    Copy,
+}
+
+/// A stretch of requests up to and including one that ends it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Batch {
+    /// Extended-protocol messages before the end, each of which is answered
+    /// by one completion (Flush, which has none, is not counted).
+    extended: u32,
+    end: End,
+    /// How many such batches follow each other; at least 1.
+    times: u32,
+}
+
+/// State of the COPY FROM STDIN that the server has begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum CopyIn {
+    None,
+    /// The client has yet to end it.
+    Open,
+    /// CopyDone or CopyFail was forwarded, the answer is outstanding.
+    Ended,
+}
+
+/// Tracks which requests of one server connection are unanswered.
+///
+/// Steady state allocates nothing; memory is bounded by the requests that are
+/// outstanding, and equal neighbours share one entry.
+#[derive(Debug)]
+pub struct Exchange {
+    rule: SkipRule,
+    /// Batches forwarded and not yet answered, oldest first.
+    queue: VecDeque<Batch>,
+    /// Extended-protocol messages after the last batch in `queue`.
+    open: u32,
+    /// Completions seen of the oldest batch (of `open` if `queue` is empty).
+    done: u32,
+    /// The server drops everything up to a Sync not forwarded yet.
+    skipping: bool,
+    copy_in: CopyIn,
+    /// Requests forwarded into the open COPY that the server ignores, if it
+    /// reads them before the COPY fails.
+    swallowed: u32,
+    /// A COPY of any kind is under way; for [`Exchange::waiting_for`] only.
+    copying: bool,
+    /// `queue` may hold Syncs that will never be answered.
+    doubtful: bool,
+    status: TransactionStatus,
+}
+
+impl Default for Exchange {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Exchange {
+    /// The state after login: nothing owed, status idle, PostgreSQL's rule.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::with_skip(SkipRule::ToSync)
+    }
+
+    /// As [`Exchange::new`], for a server with another rule.
+    #[must_use]
+    pub fn with_skip(rule: SkipRule) -> Self {
+        Self {
+            rule,
+            queue: VecDeque::new(),
+            open: 0,
+            done: 0,
+            skipping: false,
+            copy_in: CopyIn::None,
+            swallowed: 0,
+            copying: false,
+            doubtful: false,
+            status: TransactionStatus::Idle,
+        }
+    }
+
+    /// Takes note of one message of the client, before it is forwarded.
+    pub fn request(&mut self, tag: FrontendTag) {
+        match tag {
+            FrontendTag::PARSE
+            | FrontendTag::BIND
+            | FrontendTag::DESCRIBE
+            | FrontendTag::EXECUTE
+            | FrontendTag::CLOSE
+                if !self.skipping =>
+            {
+                self.open = self.open.saturating_add(1);
+            }
+            FrontendTag::SYNC | FrontendTag::QUERY | FrontendTag::FUNCTION_CALL
+                if self.copy_in == CopyIn::Open =>
+            {
+                // PostgreSQL ignores a Sync here and closes the connection on
+                // a Query; CockroachDB fails the COPY and drops the Query.
+                self.swallowed = self.swallowed.saturating_add(1);
+            }
+            FrontendTag::SYNC => {
+                self.skipping = false;
+                self.push(End::Sync);
+            }
+            FrontendTag::QUERY | FrontendTag::FUNCTION_CALL => {
+                if !self.skipping {
+                    self.push(End::Query);
+                } else if self.rule == SkipRule::Unknown {
+                    self.skipping = false;
+                    self.doubtful = true;
+                    self.push(End::Sync);
+                }
+            }
+            FrontendTag::COPY_DONE | FrontendTag::COPY_FAIL => {
+                if self.copy_in == CopyIn::Open {
+                    self.copy_in = CopyIn::Ended;
+                } else if !self.queue.is_empty() || self.done < self.open {
+                    // What runs, or will, may yet turn out to be a COPY.
+                    self.push(End::Copy);
+                }
+            }
+            // CopyData, Flush and Terminate owe nothing; an unknown type makes
+            // the server close the connection.
+            _ => {}
+        }
+    }
+
+    /// Takes note of one message of the server. `status` is that of a
+    /// ReadyForQuery; a ReadyForQuery without a known one counts as inside a
+    /// transaction, which is never safe.
+    ///
+    /// One thing the messages do not tell: whether a Sync sent into a COPY
+    /// that failed was read before the failure (ignored) or after it (answered).
+    /// It counts as owed until an answer to a later request shows otherwise.
+    pub fn response(&mut self, tag: BackendTag, status: Option<TransactionStatus>) {
+        match tag {
+            // The most frequent come first; the messages around them tell all.
+            BackendTag::DATA_ROW | BackendTag::COPY_DATA => {}
+            BackendTag::READY_FOR_QUERY => {
+                self.status = status.unwrap_or(TransactionStatus::InTransaction);
+                self.ready();
+            }
+            BackendTag::COMMAND_COMPLETE => {
+                self.let_go();
+                self.copying = false;
+                if self.copy_in == CopyIn::Ended {
+                    // The COPY read everything up to its end.
+                    self.swallowed = 0;
+                }
+                self.copy_in = CopyIn::None;
+                self.complete();
+            }
+            BackendTag::PARSE_COMPLETE
+            | BackendTag::BIND_COMPLETE
+            | BackendTag::CLOSE_COMPLETE
+            | BackendTag::ROW_DESCRIPTION
+            | BackendTag::NO_DATA
+            | BackendTag::EMPTY_QUERY_RESPONSE
+            | BackendTag::PORTAL_SUSPENDED => {
+                self.let_go();
+                self.complete();
+            }
+            BackendTag::ERROR_RESPONSE => self.error(),
+            BackendTag::COPY_IN_RESPONSE => {
+                self.let_go();
+                self.copying = true;
+                self.begin_copy_in();
+            }
+            BackendTag::COPY_OUT_RESPONSE | BackendTag::COPY_BOTH_RESPONSE => {
+                self.let_go();
+                self.copying = true;
+            }
+            BackendTag::PARAMETER_DESCRIPTION | BackendTag::FUNCTION_CALL_RESPONSE => {
+                self.let_go();
+            }
+            _ => {}
+        }
+    }
+
+    /// True at a safe transfer point: everything asked has been answered and
+    /// the last ReadyForQuery said `I`.
+    #[must_use]
+    pub fn is_safe(&self) -> bool {
+        self.is_answered() && self.status == TransactionStatus::Idle
+    }
+
+    /// True if everything asked has been answered and no batch waits for its
+    /// Sync, whatever the transaction status.
+    #[must_use]
+    pub fn is_answered(&self) -> bool {
+        self.queue.is_empty() && self.open == 0 && !self.skipping
+    }
+
+    /// True if a request of this type would begin a new batch, so that it may
+    /// be held back and the server still answers all it has. To be asked again
+    /// after every response: a COPY shows only then.
+    #[must_use]
+    pub fn begins_batch(&self, tag: FrontendTag) -> bool {
+        match tag {
+            // Elsewhere it may be what a COPY begun meanwhile waits for.
+            FrontendTag::SYNC => self.is_answered(),
+            FrontendTag::QUERY
+            | FrontendTag::FUNCTION_CALL
+            | FrontendTag::PARSE
+            | FrontendTag::BIND
+            | FrontendTag::DESCRIBE
+            | FrontendTag::EXECUTE
+            | FrontendTag::CLOSE => {
+                self.open == 0
+                    && !self.skipping
+                    && self.copy_in != CopyIn::Open
+                    && self.queue.back().is_none_or(|b| b.end != End::Copy)
+            }
+            _ => false,
+        }
+    }
+
+    /// Transaction status of the last ReadyForQuery.
+    #[must_use]
+    pub fn status(&self) -> TransactionStatus {
+        self.status
+    }
+
+    /// What stands between the session and its safe point; `None` if safe.
+    /// Where several things do, the one that is likely to last longest.
+    #[must_use]
+    pub fn waiting_for(&self) -> Option<WaitingFor> {
+        if self.is_safe() {
+            None
+        } else if self.copying {
+            Some(WaitingFor::Copy)
+        } else if self.status != TransactionStatus::Idle {
+            Some(WaitingFor::OpenTransaction)
+        } else if self.queue.iter().any(|b| b.end != End::Copy) {
+            Some(WaitingFor::QueryRunning)
+        } else {
+            Some(WaitingFor::BatchWithoutSync)
+        }
+    }
+
+    /// Closes the open batch.
+    fn push(&mut self, end: End) {
+        let extended = std::mem::take(&mut self.open);
+        match self.queue.back_mut() {
+            Some(last) if last.extended == extended && last.end == end && last.times < u32::MAX => {
+                last.times += 1;
+            }
+            _ => self.queue.push_back(Batch {
+                extended,
+                end,
+                times: 1,
+            }),
+        }
+    }
+
+    /// One extended-protocol message is answered, or a part of a Query is.
+    fn complete(&mut self) {
+        let expected = self.queue.front().map_or(self.open, |b| b.extended);
+        if self.done < expected {
+            self.done += 1;
+            self.pass_copy_ends();
+        }
+    }
+
+    /// ReadyForQuery answers the oldest batch, whatever was counted before: a
+    /// miscount never outlives its batch.
+    fn ready(&mut self) {
+        self.copying = false;
+        self.copy_in = CopyIn::None;
+        let swallowed = std::mem::take(&mut self.swallowed);
+        while let Some(front) = self.queue.front().copied() {
+            self.done = 0;
+            if front.end == End::Copy {
+                self.queue.pop_front();
+            } else {
+                self.pop_one();
+                break;
+            }
+        }
+        self.owe_swallowed(0, swallowed);
+        self.pass_copy_ends();
+        if self.queue.is_empty() {
+            self.doubtful = false;
+        }
+    }
+
+    /// ErrorResponse: of the oldest batch's Query or Sync, or of an extended
+    /// message before it, which makes the server skip.
+    fn error(&mut self) {
+        if self.doubtful {
+            // A Sync with nothing before it has nothing that could fail.
+            self.let_go();
+        }
+        self.copying = false;
+        self.copy_in = CopyIn::None;
+        let swallowed = std::mem::take(&mut self.swallowed);
+        match self.queue.front() {
+            Some(front) if self.done >= front.extended => self.owe_swallowed(1, swallowed),
+            None if self.open == 0 => {}
+            _ if swallowed == 0 => self.skip(),
+            _ => {
+                // Assume that the first of the swallowed ends the skip, and
+                // that what was forwarded after the COPY is therefore run.
+                let answered = self.done.saturating_add(1);
+                self.done = 0;
+                match self.first_mut() {
+                    Some(first) => first.extended = first.extended.saturating_sub(answered),
+                    None => self.open = self.open.saturating_sub(answered),
+                }
+                self.owe_swallowed(0, swallowed);
+            }
+        }
+    }
+
+    /// Drops what the server drops: everything up to the next Sync.
+    fn skip(&mut self) {
+        self.done = 0;
+        while let Some(front) = self.queue.front().copied() {
+            match front.end {
+                End::Copy => {}
+                End::Query if self.rule == SkipRule::ToSync => {}
+                End::Query | End::Sync => {
+                    self.doubtful |= front.end == End::Query;
+                    if let Some(first) = self.first_mut() {
+                        first.extended = 0;
+                        first.end = End::Sync;
+                    }
+                    return;
+                }
+            }
+            self.queue.pop_front();
+        }
+        self.open = 0;
+        self.skipping = true;
+    }
+
+    /// The COPY that `swallowed` requests were sent into has failed: each may
+    /// be answered after all. They stand at `index` of the queue.
+    fn owe_swallowed(&mut self, index: usize, swallowed: u32) {
+        if swallowed > 0 {
+            self.doubtful = true;
+            self.queue.insert(
+                index,
+                Batch {
+                    extended: 0,
+                    end: End::Sync,
+                    times: swallowed,
+                },
+            );
+        }
+    }
+
+    /// The server has begun to read COPY data: it ignores every Sync up to the
+    /// CopyDone or CopyFail, of which some may have been forwarded already.
+    fn begin_copy_in(&mut self) {
+        self.copy_in = CopyIn::Open;
+        let Some(front) = self.queue.front().copied() else {
+            return;
+        };
+        if self.done < front.extended {
+            self.begin_extended_copy_in();
+        } else if front.end == End::Query && front.times == 1 {
+            self.begin_simple_copy_in();
+        }
+    }
+
+    /// COPY by Execute: the oldest batch's own end is part of the COPY.
+    fn begin_extended_copy_in(&mut self) {
+        // Anything but the end after the Execute breaks the protocol.
+        while let Some(front) = self.queue.front().copied() {
+            if front.extended != self.done.saturating_add(1) {
+                return;
+            }
+            match front.end {
+                End::Sync => {
+                    self.swallowed = self.swallowed.saturating_add(1);
+                    self.drop_first_end();
+                }
+                End::Copy => {
+                    self.copy_in = CopyIn::Ended;
+                    self.drop_first_end();
+                    return;
+                }
+                End::Query => return,
+            }
+        }
+    }
+
+    /// COPY by Query: what follows the oldest batch is part of the COPY.
+    fn begin_simple_copy_in(&mut self) {
+        while let Some(next) = self.queue.get_mut(1) {
+            match next.end {
+                End::Sync if next.extended == 0 => {
+                    self.swallowed = self.swallowed.saturating_add(next.times);
+                    self.queue.remove(1);
+                }
+                End::Copy if next.extended == 0 => {
+                    self.copy_in = CopyIn::Ended;
+                    if next.times > 1 {
+                        next.times -= 1;
+                    } else {
+                        self.queue.remove(1);
+                    }
+                    return;
+                }
+                _ => return,
+            }
+        }
+    }
+
+    /// Forgets each CopyDone and CopyFail that the server has come to: had it
+    /// ended a COPY, the CopyInResponse would have claimed it.
+    fn pass_copy_ends(&mut self) {
+        while let Some(front) = self.queue.front() {
+            if front.end != End::Copy || self.done < front.extended {
+                return;
+            }
+            if front.extended == 0 {
+                self.queue.pop_front();
+            } else {
+                self.drop_first_end();
+            }
+        }
+    }
+
+    /// An answer that no Sync can have: the Syncs before the one that it
+    /// belongs to will not be answered, or were answered as another.
+    fn let_go(&mut self) {
+        let lone = |b: &Batch| b.extended == 0 && b.end != End::Query;
+        if self.queue.front().is_none_or(|b| !lone(b)) {
+            return;
+        }
+        if self.open > 0 || !self.queue.iter().all(lone) {
+            while self.queue.front().is_some_and(lone) {
+                self.queue.pop_front();
+            }
+        }
+    }
+
+    /// The first batch of the queue, as an entry of its own.
+    fn first_mut(&mut self) -> Option<&mut Batch> {
+        let front = self.queue.front_mut()?;
+        if front.times > 1 {
+            front.times -= 1;
+            let first = Batch { times: 1, ..*front };
+            self.queue.push_front(first);
+        }
+        self.queue.front_mut()
+    }
+
+    /// Removes the first batch of the queue.
+    fn pop_one(&mut self) {
+        match self.queue.front_mut() {
+            Some(front) if front.times > 1 => front.times -= 1,
+            _ => {
+                self.queue.pop_front();
+            }
+        }
+    }
+
+    /// Removes the end of the first batch of the queue, so that what it ended
+    /// goes on into the next.
+    fn drop_first_end(&mut self) {
+        let Some(extended) = self.queue.front().map(|b| b.extended) else {
+            return;
+        };
+        self.pop_one();
+        match self.first_mut() {
+            Some(first) => first.extended = first.extended.saturating_add(extended),
+            None => self.open = self.open.saturating_add(extended),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
