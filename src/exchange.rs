@@ -145,7 +145,14 @@ impl Exchange {
     }
 
     /// Takes note of one message of the client, before it is forwarded.
+    #[inline]
     pub fn request(&mut self, tag: FrontendTag) {
+        if tag != FrontendTag::COPY_DATA {
+            self.note_request(tag);
+        }
+    }
+
+    fn note_request(&mut self, tag: FrontendTag) {
         match tag {
             FrontendTag::PARSE
             | FrontendTag::BIND
@@ -184,7 +191,7 @@ impl Exchange {
                     self.push(End::Copy);
                 }
             }
-            // CopyData, Flush and Terminate owe nothing; an unknown type makes
+            // Flush and Terminate owe nothing; an unknown type makes
             // the server close the connection.
             _ => {}
         }
@@ -197,10 +204,16 @@ impl Exchange {
     /// One thing the messages do not tell: whether a Sync sent into a COPY
     /// that failed was read before the failure (ignored) or after it (answered).
     /// It counts as owed until an answer to a later request shows otherwise.
+    #[inline]
     pub fn response(&mut self, tag: BackendTag, status: Option<TransactionStatus>) {
+        // By far the most frequent, and the messages around them tell all.
+        if tag != BackendTag::DATA_ROW && tag != BackendTag::COPY_DATA {
+            self.note_response(tag, status);
+        }
+    }
+
+    fn note_response(&mut self, tag: BackendTag, status: Option<TransactionStatus>) {
         match tag {
-            // The most frequent come first; the messages around them tell all.
-            BackendTag::DATA_ROW | BackendTag::COPY_DATA => {}
             BackendTag::READY_FOR_QUERY => {
                 self.status = status.unwrap_or(TransactionStatus::InTransaction);
                 self.ready();
