@@ -1,0 +1,337 @@
+//! A client of the real server that keeps a tracker, and who watches the server.
+
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use postgres_protocol::message::frontend;
+use proptest::test_runner::TestCaseError;
+use sqlproxy::exchange::{Exchange, WaitingFor};
+use sqlproxy::message::{BackendTag, FrontendTag, TransactionStatus};
+
+use super::script::{Pause, Request, Script};
+use crate::support::postgres::{Cluster, USER};
+
+/// How long an answer may take; only a hang reaches it.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Watches a server process from another connection.
+pub(super) struct Monitor {
+    client: postgres::Client,
+    statement: postgres::Statement,
+}
+
+impl Monitor {
+    pub(super) fn new(cluster: &Cluster) -> Self {
+        let mut client = cluster.client();
+        let statement = client
+            .prepare("SELECT state, wait_event FROM pg_stat_activity WHERE pid = $1")
+            .unwrap();
+        Self { client, statement }
+    }
+
+    /// The state of process `pid` as pg_stat_activity names it, if it has read
+    /// all that was sent and waits for more.
+    fn state(&mut self, pid: i32) -> Option<String> {
+        // It can have overlooked nothing: a process that data has woken no
+        // longer sleeps, and one that has not run between the two looks was
+        // waiting for its client all the time.
+        let before = sleeping(pid)?;
+        let rows = self.client.query(&self.statement, &[&pid]).unwrap();
+        let row = rows.first()?;
+        let waits_for: Option<String> = row.get(1);
+        let unmoved = sleeping(pid)? == before;
+        (unmoved && waits_for.as_deref() == Some("ClientRead")).then(|| row.get(0))
+    }
+}
+
+/// How often a sleeping process has gone to sleep; `None` if it runs.
+fn sleeping(pid: i32) -> Option<String> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = |name: &str| status.lines().find(|line| line.starts_with(name));
+    line("State:")?.contains("sleeping").then_some(())?;
+    line("voluntary_ctxt_switches:").map(str::to_owned)
+}
+
+/// One message of the server.
+struct Frame {
+    tag: BackendTag,
+    body: Vec<u8>,
+}
+
+pub(super) struct Client<'a> {
+    stream: UnixStream,
+    monitor: &'a mut Monitor,
+    pub(super) exchange: Exchange,
+    /// Whether the tracker has to be right about what is *not* safe, too.
+    exact: bool,
+    pid: i32,
+    received: Vec<u8>,
+    unsent: Vec<u8>,
+    writes: Box<dyn Iterator<Item = usize>>,
+    reads: Box<dyn Iterator<Item = usize>>,
+    markers: Box<dyn Iterator<Item = bool>>,
+    /// The last message of the client that asked for something.
+    asked: Option<FrontendTag>,
+    /// The last message of the server that answered something.
+    answered: Option<BackendTag>,
+    /// What went over the wire, for the report of a failure.
+    history: String,
+}
+
+impl<'a> Client<'a> {
+    pub(super) fn connect(
+        cluster: &Cluster,
+        monitor: &'a mut Monitor,
+        script: &Script,
+        exact: bool,
+    ) -> Self {
+        let stream = UnixStream::connect(cluster.socket()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut client = Self {
+            stream,
+            monitor,
+            exchange: Exchange::new(),
+            exact,
+            pid: 0,
+            received: Vec::new(),
+            unsent: Vec::new(),
+            writes: Box::new(script.writes.clone().into_iter().cycle()),
+            reads: Box::new(script.reads.clone().into_iter().cycle()),
+            markers: Box::new(script.markers.clone().into_iter().cycle()),
+            asked: None,
+            answered: None,
+            history: String::new(),
+        };
+        let mut startup = BytesMut::new();
+        frontend::startup_message([("user", USER)], &mut startup).unwrap();
+        client.stream.write_all(&startup).unwrap();
+        loop {
+            let frame = client.wait_frame().unwrap();
+            match frame.tag {
+                BackendTag::BACKEND_KEY_DATA => {
+                    client.pid = i32::from_be_bytes(frame.body[..4].try_into().unwrap());
+                }
+                BackendTag::READY_FOR_QUERY => return client,
+                _ => {}
+            }
+        }
+    }
+
+    /// Plays the script; the server is left waiting, everything read.
+    pub(super) fn play(&mut self, steps: &[(Request, Pause)]) -> Result<(), TestCaseError> {
+        for (index, (request, pause)) in steps.iter().enumerate() {
+            self.send(request)?;
+            match pause {
+                Pause::None => {}
+                Pause::Read => self.read_available()?,
+                Pause::Quiet => {
+                    let next = steps.get(index + 1).map(|(request, _)| request);
+                    self.settle(next)?;
+                }
+            }
+        }
+        self.settle(None).map(|_| ())
+    }
+
+    pub(super) fn send(&mut self, request: &Request) -> Result<(), TestCaseError> {
+        let bytes = request.bytes();
+        self.history
+            .push_str(&format!(" >{}", char::from(bytes[0])));
+        let tag = FrontendTag(bytes[0]);
+        self.exchange.request(tag);
+        if !b"dcfH".contains(&tag.0) {
+            self.asked = Some(tag);
+        }
+        self.unsent.extend(bytes);
+        while let Some(size) = self.writes.next()
+            && size <= self.unsent.len()
+        {
+            let rest = self.unsent.split_off(size);
+            self.write()?;
+            self.unsent = rest;
+        }
+        // Some requests leave a safe point as it is.
+        self.test_safe_point()
+    }
+
+    fn write(&mut self) -> Result<(), TestCaseError> {
+        let bytes = std::mem::take(&mut self.unsent);
+        self.stream
+            .write_all(&bytes)
+            .map_err(|error| self.failure(&format!("write: {error}")))
+    }
+
+    /// Waits until the server waits for the client, reads everything, and
+    /// compares what the tracker says with what the server says of itself.
+    pub(super) fn settle(&mut self, next: Option<&Request>) -> Result<String, TestCaseError> {
+        self.write()?;
+        let deadline = Instant::now() + PATIENCE;
+        let state = loop {
+            self.read_available()?;
+            if let Some(state) = self.monitor.state(self.pid) {
+                break state;
+            }
+            if Instant::now() > deadline {
+                return Err(self.failure("the server never comes to rest"));
+            }
+        };
+        // A marker could end a state that the server was in when asked.
+        self.markers_off(Self::read_available)?;
+        self.history.push_str(&format!(" [{state}]"));
+        let (safe, answered) = (self.exchange.is_safe(), self.exchange.is_answered());
+        // Describe and Close leave the server's state as it was, and so does
+        // a skip. After the one the last request shows it, after the other
+        // the last answer, which is the error.
+        let open = !matches!(
+            self.asked,
+            None | Some(FrontendTag::SYNC | FrontendTag::QUERY | FrontendTag::FUNCTION_CALL)
+        ) || self
+            .answered
+            .is_some_and(|tag| tag != BackendTag::READY_FOR_QUERY);
+        let between = state.starts_with("idle") && !open;
+        let idle = state == "idle" && between;
+        let holdable =
+            next.is_some_and(|next| self.exchange.begins_batch(FrontendTag(next.bytes()[0])));
+        let wrong = if safe && !idle || answered && !between {
+            "believed to be done"
+        } else if !self.exact {
+            return Ok(state);
+        } else if idle && !safe || between && !answered {
+            "believed to be busy"
+        } else if !answered && self.exchange.waiting_for() == Some(WaitingFor::QueryRunning) {
+            "waits for a query that does not run"
+        } else if holdable && !answered {
+            "the next request would be held back for ever"
+        } else {
+            return Ok(state);
+        };
+        Err(self.failure(wrong))
+    }
+
+    fn markers_off(
+        &mut self,
+        act: impl FnOnce(&mut Self) -> Result<(), TestCaseError>,
+    ) -> Result<(), TestCaseError> {
+        let markers = std::mem::replace(&mut self.markers, Box::new(std::iter::empty()));
+        let result = act(self);
+        self.markers = markers;
+        result
+    }
+
+    /// Takes what has come, without waiting for more.
+    fn read_available(&mut self) -> Result<(), TestCaseError> {
+        loop {
+            while let Some(frame) = self.next_frame() {
+                self.note(&frame);
+                self.test_safe_point()?;
+            }
+            self.stream.set_nonblocking(true).unwrap();
+            let count = self.read_some();
+            self.stream.set_nonblocking(false).unwrap();
+            if count? == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Where the tracker calls the session safe, a query must be answered at
+    /// once: nothing else may come before.
+    fn test_safe_point(&mut self) -> Result<(), TestCaseError> {
+        if self.exchange.is_safe() && self.markers.next() == Some(true) {
+            self.history.push_str(" marker:");
+            return self.markers_off(Self::marker);
+        }
+        Ok(())
+    }
+
+    pub(super) fn marker(&mut self) -> Result<(), TestCaseError> {
+        const MARKER: &str = "SELECT 'the marker'";
+        self.send(&Request::Query(MARKER))?;
+        self.write()?;
+        let mut answer = Vec::new();
+        while answer.last() != Some(&BackendTag::READY_FOR_QUERY) {
+            let frame = self.wait_frame()?;
+            self.note(&frame);
+            if frame.tag == BackendTag::DATA_ROW && !frame.body.ends_with(b"the marker") {
+                return Err(self.failure("another query's row answered the marker"));
+            }
+            if !frame.tag.is_asynchronous() {
+                answer.push(frame.tag);
+            }
+        }
+        let expected = [
+            BackendTag::ROW_DESCRIPTION,
+            BackendTag::DATA_ROW,
+            BackendTag::COMMAND_COMPLETE,
+            BackendTag::READY_FOR_QUERY,
+        ];
+        if answer != expected {
+            return Err(self.failure("something was still owed"));
+        }
+        if !self.exchange.is_safe() {
+            return Err(self.failure("not safe after the marker"));
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, frame: &Frame) {
+        self.history
+            .push_str(&format!(" <{}", char::from(frame.tag.0)));
+        let ready = frame.tag == BackendTag::READY_FOR_QUERY;
+        let status = frame.body.first().filter(|_| ready);
+        if !frame.tag.is_asynchronous() {
+            self.answered = Some(frame.tag);
+        }
+        let status = status.and_then(|byte| TransactionStatus::from_byte(*byte));
+        self.exchange.response(frame.tag, status);
+    }
+
+    /// The next message; waits for it.
+    fn wait_frame(&mut self) -> Result<Frame, TestCaseError> {
+        loop {
+            if let Some(frame) = self.next_frame() {
+                return Ok(frame);
+            }
+            if self.read_some()? == 0 {
+                return Err(self.failure("the server does not answer"));
+            }
+        }
+    }
+
+    /// The next message that has come whole.
+    fn next_frame(&mut self) -> Option<Frame> {
+        let length = self.received.get(1..5)?.try_into().unwrap();
+        let total = 1 + usize::try_from(u32::from_be_bytes(length)).unwrap();
+        if self.received.len() < total {
+            return None;
+        }
+        let rest = self.received.split_off(total);
+        let message = std::mem::replace(&mut self.received, rest);
+        Some(Frame {
+            tag: BackendTag(message[0]),
+            body: message[5..].to_vec(),
+        })
+    }
+
+    /// How many bytes a read of the script's next size took; 0 if none were
+    /// there (in time).
+    fn read_some(&mut self) -> Result<usize, TestCaseError> {
+        let mut chunk = vec![0; self.reads.next().unwrap()];
+        match self.stream.read(&mut chunk) {
+            Ok(0) => Err(self.failure("the server has closed the connection")),
+            Ok(count) => {
+                self.received.extend_from_slice(&chunk[..count]);
+                Ok(count)
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(0),
+            Err(error) => Err(self.failure(&format!("read: {error}"))),
+        }
+    }
+
+    fn failure(&self, text: &str) -> TestCaseError {
+        TestCaseError::fail(format!("{text}; {:?}\n{}", self.exchange, self.history))
+    }
+}

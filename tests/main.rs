@@ -1,0 +1,12 @@
+//! Tests of the proxy as its users meet it: a process, sockets and a log.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test says that something is wrong by panicking"
+)]
+
+mod support;
+
+mod exchange;

@@ -1,0 +1,215 @@
+//! A private PostgreSQL server, for what only the real one can tell.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::thread;
+
+/// The superuser; everyone is trusted.
+pub(crate) const USER: &str = "postgres";
+
+/// The system account that a root user runs the server as: PostgreSQL refuses
+/// to run as root.
+const ACCOUNT: &str = "postgres";
+
+/// How often another port is tried when somebody else took the free one.
+const PORT_ATTEMPTS: usize = 5;
+
+/// A running server; it stops, and its files go, with this value or with the
+/// test process, however that ends.
+pub(crate) struct Cluster {
+    directory: PathBuf,
+    address: SocketAddr,
+    /// Stops the server and removes its files when its standard input ends.
+    keeper: Child,
+}
+
+impl Cluster {
+    /// The server that the tests of this process share. Nobody changes what
+    /// others could notice.
+    pub(crate) fn shared() -> &'static Self {
+        static SHARED: OnceLock<Cluster> = OnceLock::new();
+        SHARED.get_or_init(|| Self::start(&[], |_| {}))
+    }
+
+    /// Starts a server of its own with these lines added to postgresql.conf.
+    /// `prepare` may write further files (certificates, pg_hba.conf) into the
+    /// data directory, which is also where relative names in `settings` lead.
+    pub(crate) fn start(settings: &[&str], prepare: impl FnOnce(&Path)) -> Self {
+        let directory = tempfile::Builder::new()
+            .prefix("sqlproxy-postgres-")
+            .tempdir()
+            .unwrap()
+            .keep();
+        let data = directory.join("data");
+        give_to_account(&directory);
+        let initdb = as_account(&binary("initdb"))
+            .args(["--no-sync", "--auth=trust", "--encoding=UTF8", "--locale=C"])
+            .args(["--username", USER, "--pgdata"])
+            .arg(&data)
+            .current_dir(&directory)
+            .output()
+            .unwrap();
+        assert!(initdb.status.success(), "{initdb:?}");
+        let configuration = data.join("postgresql.conf");
+        let mut text = fs::read_to_string(&configuration).unwrap();
+        for line in ["fsync = off", "max_connections = 400"]
+            .iter()
+            .chain(settings)
+        {
+            text.push_str(line);
+            text.push('\n');
+        }
+        fs::write(&configuration, text).unwrap();
+        prepare(&data);
+        for entry in fs::read_dir(&data).unwrap() {
+            give_to_account(&entry.unwrap().path());
+        }
+        (0..PORT_ATTEMPTS)
+            .find_map(|_| Self::launch(&directory, &data))
+            .expect("PostgreSQL starts")
+    }
+
+    fn launch(directory: &Path, data: &Path) -> Option<Self> {
+        // The port is free again when this line ends; see PORT_ATTEMPTS.
+        let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let server = as_account(&binary("postgres"));
+        // The keeper outlives a killed test process: the kernel closes the pipe.
+        let mut keeper = Command::new("sh")
+            .arg("-c")
+            .arg(
+                r#"directory=$1; shift
+                "$@" </dev/null & server=$!
+                exec 2>/dev/null
+                read -r keep
+                kill -INT "$server"; wait "$server"
+                [ "$keep" ] || rm -rf -- "$directory""#,
+            )
+            .arg("keeper")
+            .arg(directory)
+            .arg(server.get_program())
+            .args(server.get_args())
+            .args(["-h", "127.0.0.1", "-p", &address.port().to_string(), "-k"])
+            .arg(directory)
+            .arg("-D")
+            .arg(data)
+            .current_dir(directory)
+            // An interrupt from the terminal is for the tests alone.
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut log = BufReader::new(keeper.stderr.take().unwrap());
+        let mut line = String::new();
+        while log.read_line(&mut line).unwrap() > 0 {
+            if line.contains("ready to accept connections") {
+                // A full pipe would stop the server.
+                thread::spawn(move || log.read_to_end(&mut Vec::new()));
+                break;
+            }
+            eprint!("{line}");
+            line.clear();
+        }
+        if line.is_empty() {
+            keeper.stdin.take().unwrap().write_all(b"keep\n").unwrap();
+            keeper.wait().unwrap();
+            return None;
+        }
+        Some(Self {
+            directory: directory.to_owned(),
+            address,
+            keeper,
+        })
+    }
+
+    /// Where it listens for TCP.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its Unix socket.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.directory
+            .join(format!(".s.PGSQL.{}", self.address.port()))
+    }
+
+    /// A connection of an ordinary client.
+    pub(crate) fn client(&self) -> postgres::Client {
+        postgres::Config::new()
+            .host(&self.address().ip().to_string())
+            .port(self.address().port())
+            .user(USER)
+            .connect(postgres::NoTls)
+            .unwrap()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        drop(self.keeper.stdin.take());
+        let _ = self.keeper.wait();
+    }
+}
+
+/// A command that runs as a user PostgreSQL agrees to.
+fn as_account(program: &Path) -> Command {
+    if !rustix::process::geteuid().is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("setpriv");
+    command
+        .args([
+            "--reuid",
+            ACCOUNT,
+            "--regid",
+            ACCOUNT,
+            "--clear-groups",
+            "--",
+        ])
+        .arg(program);
+    command
+}
+
+fn give_to_account(path: &Path) {
+    if rustix::process::geteuid().is_root() {
+        chown(path, Some(account_id("-u")), Some(account_id("-g"))).unwrap();
+    }
+}
+
+fn account_id(which: &str) -> u32 {
+    let id = Command::new("id").args([which, ACCOUNT]).output().unwrap();
+    String::from_utf8(id.stdout)
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap()
+}
+
+/// Finds one of PostgreSQL's programs; Debian keeps them out of the path.
+fn binary(name: &str) -> PathBuf {
+    let configured = Command::new("pg_config").arg("--bindir").output();
+    let configured = configured.ok().filter(|output| output.status.success());
+    let configured = configured.map(|output| String::from_utf8(output.stdout).unwrap());
+    let installed = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
+    let mut installed: Vec<_> = installed
+        .map(|entry| entry.unwrap().path().join("bin"))
+        .collect();
+    installed.sort();
+    configured
+        .map(|directory| PathBuf::from(directory.trim()))
+        .into_iter()
+        .chain(installed.into_iter().rev())
+        .map(|directory| directory.join(name))
+        .find(|path| path.is_file())
+        .unwrap_or_else(|| panic!("PostgreSQL's {name} is not installed"))
+}
