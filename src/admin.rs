@@ -1,0 +1,275 @@
+//! HTTP for probes and Prometheus on `admin_listen`.
+//!
+//! Role: accepts, bounds and times clients, and answers from the table `ROUTES`:
+//! further pages are further lines of it. `http` reads one request and writes one
+//! response. The blocking HTTP server crates were looked at and left: the
+//! best-known one has no timeouts, starts threads without a bound and cannot be
+//! joined. Parsing is httparse's.
+//!
+//! Invariants: at most `MAX_CLIENTS` connections, each gone after
+//! `CLIENT_DEADLINE` at the latest, so that a stuck client delays others by no
+//! more than that; no thread outlives the `Admin`.
+
+mod http;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::io::{self, ErrorKind};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+
+use crate::metrics::Metrics;
+use http::{Request, RequestError, Response};
+
+/// A prober or two, Prometheus and an operator; further clients wait to be accepted.
+const MAX_CLIENTS: usize = 8;
+/// From accept to close. The answers are made in memory, so only a client's own
+/// slowness needs any of it.
+const CLIENT_DEADLINE: Duration = Duration::from_secs(5);
+/// How long accepting rests when the system has no descriptor left for it.
+const ACCEPT_PAUSE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 100_000_000,
+};
+/// Prometheus's text format, as its documentation names it.
+const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// `Ok`, or in one line why no client should be sent here now.
+pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+/// The admin HTTP server; stops when it is dropped.
+#[derive(Debug)]
+pub struct Admin {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    acceptor: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    metrics: Arc<Metrics>,
+    readiness: Readiness,
+    stopping: AtomicBool,
+    /// Wakes the acceptor: to stop, or because a client has gone.
+    wake: OwnedFd,
+    /// Who is connected; dead entries are those that have gone.
+    clients: Mutex<Vec<Weak<TcpStream>>>,
+}
+
+struct Route {
+    path: &'static str,
+    answer: fn(&Shared) -> Response,
+}
+
+const ROUTES: &[Route] = &[
+    Route {
+        path: "/healthz",
+        answer: |_| Response::text(200, "alive\n"),
+    },
+    Route {
+        path: "/readyz",
+        answer: |shared| match (shared.readiness)() {
+            Ok(()) => Response::text(200, "ready\n"),
+            Err(reason) => Response::text(503, format!("{reason}\n")),
+        },
+    },
+    Route {
+        path: "/metrics",
+        answer: |shared| Response::new(200, METRICS_TYPE, shared.metrics.encode()),
+    },
+];
+
+impl Admin {
+    /// Serves `listener` from threads of its own. `readiness` is called for each
+    /// request of `/readyz`, from several threads at once, and must not block.
+    ///
+    /// # Errors
+    /// No eventfd, no thread, or the listener refuses to be made non-blocking.
+    pub fn start(
+        listener: TcpListener,
+        metrics: Arc<Metrics>,
+        readiness: Readiness,
+    ) -> io::Result<Self> {
+        // A client that left between poll and accept must not block the acceptor.
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let shared = Arc::new(Shared {
+            metrics,
+            readiness,
+            stopping: AtomicBool::new(false),
+            wake: eventfd(0, flags)?,
+            clients: Mutex::new(Vec::new()),
+        });
+        let acceptor = thread::Builder::new().name("admin".to_owned()).spawn({
+            let shared = Arc::clone(&shared);
+            move || serve(&listener, &shared)
+        })?;
+        Ok(Self {
+            shared,
+            address,
+            acceptor: Some(acceptor),
+        })
+    }
+
+    /// Where it listens; names the port where the configuration said 0.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Closes the listener and all clients and waits for their threads. A request
+    /// whose answer is being made (`readiness`) is waited for.
+    pub fn stop(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Admin {
+    fn drop(&mut self) {
+        self.shared.stopping.store(true, Ordering::SeqCst);
+        self.shared.wake();
+        if let Some(acceptor) = self.acceptor.take() {
+            // Its panic was already reported by the panic hook.
+            let _ = acceptor.join();
+        }
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let stopping = self.stopping.load(Ordering::SeqCst);
+        f.debug_struct("Shared")
+            .field("stopping", &stopping)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn wake(&self) {
+        // Fails only where the counter is full, and then it is awake anyway.
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+    }
+
+    fn has_room(&self) -> bool {
+        let mut clients = self.clients.lock();
+        clients.retain(|client| client.strong_count() > 0);
+        clients.len() < MAX_CLIENTS
+    }
+}
+
+/// The acceptor's life.
+fn serve(listener: &TcpListener, shared: &Arc<Shared>) {
+    // The scope joins every client's thread.
+    thread::scope(|scope| {
+        while !shared.stopping.load(Ordering::SeqCst) {
+            let has_room = shared.has_room();
+            wait(listener, shared, has_room);
+            if !has_room {
+                continue;
+            }
+            match listener.accept() {
+                Ok((stream, _)) => {
+                    let client = Client::new(stream, shared);
+                    let thread = thread::Builder::new().name("admin client".to_owned());
+                    if let Err(error) = thread.spawn_scoped(scope, move || client.serve()) {
+                        log::warn!(error:%; "no thread for an admin client");
+                    }
+                }
+                Err(error) => pause_after(&error, shared),
+            }
+        }
+        for client in shared.clients.lock().iter().filter_map(Weak::upgrade) {
+            let _ = client.shutdown(Shutdown::Both);
+        }
+    });
+}
+
+/// Until there is a client (where there is room for one) or a reason to look again.
+fn wait(listener: &TcpListener, shared: &Shared, has_room: bool) {
+    let mut events = vec![PollFd::new(&shared.wake, PollFlags::IN)];
+    if has_room {
+        events.push(PollFd::new(listener, PollFlags::IN));
+    }
+    // Interrupted: the caller's loop looks at everything again.
+    let _ = poll(&mut events, None);
+    let _ = rustix::io::read(&shared.wake, &mut [0_u8; 8]);
+}
+
+/// Most failures of accept concern the one client; the rest (no descriptor, no
+/// memory) last, and the listener would be ready again at once.
+fn pause_after(error: &io::Error, shared: &Shared) {
+    match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::Interrupted | ErrorKind::ConnectionAborted => {}
+        _ => {
+            log::warn!(error:%; "admin clients cannot be accepted");
+            let mut events = [PollFd::new(&shared.wake, PollFlags::IN)];
+            let _ = poll(&mut events, Some(&ACCEPT_PAUSE));
+        }
+    }
+}
+
+/// One connection; makes room when it is dropped, also after a panic.
+struct Client {
+    stream: Option<Arc<TcpStream>>,
+    shared: Arc<Shared>,
+}
+
+impl Client {
+    fn new(stream: TcpStream, shared: &Arc<Shared>) -> Self {
+        let stream = Arc::new(stream);
+        shared.clients.lock().push(Arc::downgrade(&stream));
+        Self {
+            stream: Some(stream),
+            shared: Arc::clone(shared),
+        }
+    }
+
+    fn serve(self) {
+        let Some(stream) = &self.stream else { return };
+        let deadline = Instant::now() + CLIENT_DEADLINE;
+        if let Err(error) = exchange(stream, &self.shared, deadline) {
+            log::debug!(error:%; "admin client failed");
+        }
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        // In this order: the woken acceptor counts who is still there.
+        self.stream = None;
+        self.shared.wake();
+    }
+}
+
+/// One request, one response.
+fn exchange(stream: &TcpStream, shared: &Shared, deadline: Instant) -> io::Result<()> {
+    // Accepted sockets inherit non-blocking mode on some systems.
+    stream.set_nonblocking(false)?;
+    let (response, with_body) = match http::read_request(stream, deadline) {
+        Ok(request) => (answer(&request, shared), request.method != "HEAD"),
+        Err(RequestError::Malformed) => (Response::text(400, "not an HTTP request\n"), true),
+        Err(RequestError::TooLarge) => (Response::text(431, "the header is too large\n"), true),
+        Err(RequestError::Read(error)) => return Err(error),
+    };
+    http::write_response(stream, &response, with_body, deadline)
+}
+
+fn answer(request: &Request, shared: &Shared) -> Response {
+    let path = request.target.split('?').next().unwrap_or_default();
+    let Some(route) = ROUTES.iter().find(|route| route.path == path) else {
+        let paths: Vec<&str> = ROUTES.iter().map(|route| route.path).collect();
+        return Response::text(404, format!("not found; there are {}\n", paths.join(", ")));
+    };
+    match request.method.as_str() {
+        "GET" | "HEAD" => (route.answer)(shared),
+        _ => Response::text(405, "only GET and HEAD\n"),
+    }
+}

@@ -1,0 +1,369 @@
+//! What Prometheus is told: counts, levels and distributions.
+//!
+//! The names are those of CockroachDB's own proxy with `_` for `.`, so that
+//! dashboards carry over. No globals: the server owns one `Metrics` and shares it.
+//! Invariant: in every scrape `proxy_conn_migration_attempted` is the sum of its
+//! three outcomes.
+
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use prometheus::core::Collector;
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Registry, TextEncoder};
+
+/// From half a millisecond (an idle session on the same machine) to twice the
+/// default limit of one transfer.
+const SECONDS_BUCKETS: &[f64] = &[
+    0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0,
+    30.0,
+];
+/// From a session without any settings to the default `max_state_size`.
+const BYTES_BUCKETS: &[f64] = &[
+    256.0,
+    1_024.0,
+    4_096.0,
+    16_384.0,
+    65_536.0,
+    262_144.0,
+    1_048_576.0,
+    4_194_304.0,
+    16_777_216.0,
+];
+
+/// How a transfer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TransferOutcome {
+    /// The session is on the other server.
+    Success,
+    /// The session goes on where it was.
+    Recoverable,
+    /// The session is lost.
+    Fatal,
+}
+
+impl TransferOutcome {
+    /// The word for it in the log.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Recoverable => "recoverable",
+            Self::Fatal => "fatal",
+        }
+    }
+}
+
+/// Things that happen and are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// A client's TCP connection was accepted.
+    Accepted,
+    /// A session got as far as its first ReadyForQuery.
+    Successful,
+    /// A server refused a client's credentials.
+    AuthenticationFailure,
+    /// No active backend is configured for the client.
+    Routing,
+    /// No backend could be reached for a new session.
+    BackendDown,
+    /// A session ended because its server's connection was lost.
+    BackendDisconnect,
+    /// A session ended because its client left without saying so.
+    ClientDisconnect,
+    /// The proxy itself turned a client away (limits, rules, shutdown).
+    Refused,
+    /// A backend did not answer a dial and another try followed.
+    DialRetry,
+    /// A CancelRequest arrived.
+    CancelReceived,
+    /// A CancelRequest was passed on to the session's server.
+    CancelSuccessful,
+    /// A CancelRequest had an unknown key or could not be passed on.
+    CancelIgnored,
+    /// A session was asked to move.
+    RebalanceRequested,
+}
+
+/// Things of which there are some at any moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// Sessions.
+    SqlConns,
+    /// Sessions asked to move that wait for a safe point or a worker.
+    RebalanceQueued,
+    /// Transfers under way.
+    RebalanceRunning,
+}
+
+/// All that is measured, shared by reference.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    transfers: Mutex<Transfers>,
+    dial_latency: Histogram,
+    accepted: IntCounter,
+    successful: IntCounter,
+    authentication_failures: IntCounter,
+    routing: IntCounter,
+    backend_down: IntCounter,
+    backend_disconnect: IntCounter,
+    client_disconnect: IntCounter,
+    refused: IntCounter,
+    dial_retries: IntCounter,
+    cancel_received: IntCounter,
+    cancel_successful: IntCounter,
+    cancel_ignored: IntCounter,
+    rebalance_total: IntCounter,
+    sql_conns: IntGauge,
+    rebalance_queued: IntGauge,
+    rebalance_running: IntGauge,
+}
+
+/// What one finished transfer changes together; a scrape takes the same lock.
+#[derive(Debug)]
+struct Transfers {
+    attempted: IntCounter,
+    success: IntCounter,
+    recoverable: IntCounter,
+    fatal: IntCounter,
+    held_seconds: Histogram,
+    state_bytes: Histogram,
+}
+
+/// Counts as one of a [`Level`] until it is dropped.
+#[derive(Debug)]
+#[must_use = "the level goes down again when this is dropped"]
+pub struct LevelGuard(IntGauge);
+
+impl Drop for LevelGuard {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// All at zero.
+    #[must_use]
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let r = &registry;
+        let transfers = Transfers {
+            attempted: counter(
+                r,
+                "proxy_conn_migration_attempted",
+                "Transfers that ended, whatever their outcome",
+            ),
+            success: counter(
+                r,
+                "proxy_conn_migration_success",
+                "Transfers after which the session was on another server",
+            ),
+            recoverable: counter(
+                r,
+                "proxy_conn_migration_error_recoverable",
+                "Transfers that failed and left the session where it was",
+            ),
+            fatal: counter(
+                r,
+                "proxy_conn_migration_error_fatal",
+                "Transfers during which the session was lost",
+            ),
+            held_seconds: histogram(
+                r,
+                "proxy_conn_migration_attempted_latency",
+                "Seconds for which a transfer held the client's requests",
+                SECONDS_BUCKETS,
+            ),
+            state_bytes: histogram(
+                r,
+                "proxy_conn_migration_transfer_response_message_size",
+                "Bytes of session state that a server handed over",
+                BYTES_BUCKETS,
+            ),
+        };
+        Self {
+            transfers: Mutex::new(transfers),
+            dial_latency: histogram(
+                r,
+                "proxy_dial_tenant_latency",
+                "Seconds from choosing a backend to a usable connection",
+                SECONDS_BUCKETS,
+            ),
+            accepted: counter(
+                r,
+                "proxy_sql_accepted_conns",
+                "TCP connections accepted from clients",
+            ),
+            successful: counter(r, "proxy_sql_successful_conns", "Sessions that were opened"),
+            authentication_failures: counter(
+                r,
+                "proxy_sql_authentication_failures",
+                "Clients whose credentials a server refused",
+            ),
+            routing: counter(
+                r,
+                "proxy_err_routing",
+                "Clients for whom no active backend is configured",
+            ),
+            backend_down: counter(
+                r,
+                "proxy_err_backend_down",
+                "Clients for whom no backend could be reached",
+            ),
+            backend_disconnect: counter(
+                r,
+                "proxy_err_backend_disconnect",
+                "Sessions lost with their server's connection",
+            ),
+            client_disconnect: counter(
+                r,
+                "proxy_err_client_disconnect",
+                "Sessions whose client left without a Terminate message",
+            ),
+            refused: counter(
+                r,
+                "proxy_err_refused_conn",
+                "Clients that the proxy itself turned away",
+            ),
+            dial_retries: counter(
+                r,
+                "proxy_dial_tenant_retries",
+                "Dials that failed and were followed by another",
+            ),
+            cancel_received: counter(r, "proxy_query_cancel_received", "Cancel requests received"),
+            cancel_successful: counter(
+                r,
+                "proxy_query_cancel_successful",
+                "Cancel requests passed on to the session's server",
+            ),
+            cancel_ignored: counter(
+                r,
+                "proxy_query_cancel_ignored",
+                "Cancel requests with an unknown key, or that could not be passed on",
+            ),
+            rebalance_total: counter(
+                r,
+                "proxy_balancer_rebalance_total",
+                "Sessions that were asked to move",
+            ),
+            sql_conns: gauge(r, "proxy_sql_conns", "Sessions at the moment"),
+            rebalance_queued: gauge(
+                r,
+                "proxy_balancer_rebalance_queued",
+                "Sessions that are to move and have not begun to",
+            ),
+            rebalance_running: gauge(r, "proxy_balancer_rebalance_running", "Transfers under way"),
+            registry,
+        }
+    }
+
+    /// Counts one event.
+    pub fn count(&self, event: Event) {
+        self.counter(event).inc();
+    }
+
+    /// Raises a level by one for as long as the guard lives.
+    pub fn hold(&self, level: Level) -> LevelGuard {
+        let gauge = match level {
+            Level::SqlConns => &self.sql_conns,
+            Level::RebalanceQueued => &self.rebalance_queued,
+            Level::RebalanceRunning => &self.rebalance_running,
+        };
+        gauge.inc();
+        LevelGuard(gauge.clone())
+    }
+
+    /// One transfer is over: `held` is how long the client's requests were held,
+    /// `state_bytes` the size of the state, where it came that far.
+    pub fn transfer_finished(
+        &self,
+        outcome: TransferOutcome,
+        held: Duration,
+        state_bytes: Option<usize>,
+    ) {
+        let transfers = self.transfers.lock();
+        transfers.attempted.inc();
+        match outcome {
+            TransferOutcome::Success => transfers.success.inc(),
+            TransferOutcome::Recoverable => transfers.recoverable.inc(),
+            TransferOutcome::Fatal => transfers.fatal.inc(),
+        }
+        transfers.held_seconds.observe(held.as_secs_f64());
+        if let Some(bytes) = state_bytes {
+            // Sizes stay far below 2^53, from where on f64 would round.
+            transfers.state_bytes.observe(bytes as f64);
+        }
+    }
+
+    /// A dial led to a usable connection after `elapsed`.
+    pub fn dial_finished(&self, elapsed: Duration) {
+        self.dial_latency.observe(elapsed.as_secs_f64());
+    }
+
+    /// One scrape in Prometheus's text format, version 0.0.4.
+    #[must_use]
+    pub fn encode(&self) -> String {
+        let families = {
+            let _consistent = self.transfers.lock();
+            self.registry.gather()
+        };
+        TextEncoder::new()
+            .encode_to_string(&families)
+            .unwrap_or_else(|error| format!("# cannot be encoded: {error}\n"))
+    }
+
+    fn counter(&self, event: Event) -> &IntCounter {
+        match event {
+            Event::Accepted => &self.accepted,
+            Event::Successful => &self.successful,
+            Event::AuthenticationFailure => &self.authentication_failures,
+            Event::Routing => &self.routing,
+            Event::BackendDown => &self.backend_down,
+            Event::BackendDisconnect => &self.backend_disconnect,
+            Event::ClientDisconnect => &self.client_disconnect,
+            Event::Refused => &self.refused,
+            Event::DialRetry => &self.dial_retries,
+            Event::CancelReceived => &self.cancel_received,
+            Event::CancelSuccessful => &self.cancel_successful,
+            Event::CancelIgnored => &self.cancel_ignored,
+            Event::RebalanceRequested => &self.rebalance_total,
+        }
+    }
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
+    register(registry, IntCounter::new(name, help))
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
+    register(registry, IntGauge::new(name, help))
+}
+
+fn histogram(registry: &Registry, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+    let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+    register(registry, Histogram::with_opts(options))
+}
+
+#[expect(
+    clippy::expect_used,
+    reason = "names and buckets are constants of this file; every test here would fail"
+)]
+fn register<M: Collector + Clone + 'static>(
+    registry: &Registry,
+    metric: prometheus::Result<M>,
+) -> M {
+    let metric = metric.expect("the name and the buckets are valid");
+    registry
+        .register(Box::new(metric.clone()))
+        .expect("the name is unique");
+    metric
+}
