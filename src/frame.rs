@@ -84,9 +84,8 @@ pub struct Scanned<'a> {
     pub frame_bytes: usize,
     /// The body, where all of it is in the buffer.
     pub body: Option<&'a [u8]>,
-    /// Where the frame ends, counted from the start of the scanned buffer; past
-    /// the buffer's end where the body is not whole yet.
-    pub end: usize,
+    /// Where its header begins in the scanned buffer.
+    pub start: usize,
 }
 
 /// What to do with a scanned frame.
@@ -144,7 +143,7 @@ impl Scanner {
                 tag: header.tag,
                 frame_bytes,
                 body,
-                end,
+                start: position,
             }) == Verdict::Hold
             {
                 break;
@@ -214,6 +213,12 @@ impl FrameReader {
     #[must_use]
     pub const fn stream(&self) -> &Arc<Stream> {
         &self.stream
+    }
+
+    /// Whose messages it reads.
+    #[must_use]
+    pub const fn peer(&self) -> Peer {
+        self.peer
     }
 
     /// The stream and the bytes read from it that no message was made of.

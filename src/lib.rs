@@ -1,13 +1,31 @@
 //! `sqlproxy`: a proxy that moves live SQL sessions between servers.
 
-pub mod error;
-pub mod frame;
+pub mod admin;
+pub mod admission;
 pub mod arguments;
+pub mod authentication;
+pub mod balancer;
+pub mod cancel;
 pub mod config;
+pub mod connector;
+pub mod dialect;
+pub mod error;
+pub mod exchange;
+pub mod forwarder;
+pub mod frame;
 pub mod limits;
 pub mod logging;
-pub mod exchange;
 pub mod message;
-pub mod socket;
-pub mod stream;
+pub mod metrics;
+pub mod migration;
+pub mod parameters;
+pub mod processor;
+pub mod registry;
+pub mod server;
+pub mod session;
 pub mod signals;
+pub mod socket;
+pub mod startup;
+pub mod stream;
+pub mod sync;
+pub mod transfer;

@@ -42,6 +42,19 @@ impl fmt::Display for Milliseconds {
     }
 }
 
+/// Writes an event of level info whose pairs are only known at run time, in the
+/// order given.
+pub fn event(words: &str, pairs: &[(&str, kv::Value<'_>)]) {
+    log::logger().log(
+        &Record::builder()
+            .level(log::Level::Info)
+            .target(env!("CARGO_PKG_NAME"))
+            .args(format_args!("{words}"))
+            .key_values(&pairs)
+            .build(),
+    );
+}
+
 /// The whole line with its end. `level` comes as text, since it may be coloured.
 fn format_line(now: SystemTime, level: &str, record: &Record<'_>) -> String {
     // A clock before 1970 must not bring the proxy down: humantime panics there.

@@ -1,2 +1,36 @@
-//! The binary.
-fn main() {}
+//! The life of the process: arguments, configuration, limits, signals, serve.
+
+use std::process::ExitCode;
+
+use sqlproxy::arguments::Arguments;
+use sqlproxy::config::Config;
+use sqlproxy::server::Server;
+use sqlproxy::{limits, logging, signals};
+
+/// A configuration or a machine that the proxy cannot run with.
+const BAD_START: u8 = 2;
+
+fn main() -> ExitCode {
+    match run(&Arguments::from_command_line()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("sqlproxy: {message}");
+            ExitCode::from(BAD_START)
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<(), String> {
+    let config = Config::load(&arguments.config).map_err(|error| error.to_string())?;
+    limits::check(&config).map_err(|error| error.to_string())?;
+    if arguments.check_config {
+        println!("{}: ok", arguments.config.display());
+        return Ok(());
+    }
+    logging::init();
+    // Before the listeners, so that no early signal ends the process.
+    let signals = signals::install().map_err(|error| error.to_string())?;
+    let server = Server::start(config, &arguments.config).map_err(|error| error.to_string())?;
+    server.run(&signals);
+    Ok(())
+}

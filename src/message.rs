@@ -1,7 +1,10 @@
-//! Names of the PostgreSQL protocol: message tags and transaction status.
+//! The PostgreSQL protocol's messages: their names, and the few that the proxy
+//! writes or looks into itself.
 //!
 //! Source: PostgreSQL documentation, "Frontend/Backend Protocol", section
-//! "Message Formats". Nothing here reads or writes; see `frame`.
+//! "Message Formats".  Nothing here reads or writes a socket; see `frame`.
+
+use crate::error::SqlState;
 
 /// Type byte of a message that a client sends (frontend message).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -126,4 +129,168 @@ impl TransactionStatus {
             _ => None,
         }
     }
+}
+
+/// The zero-terminated string at the start of `bytes`, and what follows it.
+#[must_use]
+pub fn split_cstr(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let end = bytes.iter().position(|&byte| byte == 0)?;
+    Some((bytes.get(..end)?, bytes.get(end + 1..)?))
+}
+
+/// Name and value of a ParameterStatus body.
+#[must_use]
+pub fn parameter_status(body: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (name, rest) = split_cstr(body)?;
+    let (value, rest) = split_cstr(rest)?;
+    rest.is_empty().then_some((name, value))
+}
+
+/// The fields of an ErrorResponse or NoticeResponse that the proxy looks at.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ErrorFields {
+    /// `V`, else `S`: the severity, never translated where the server sends `V`
+    /// (PostgreSQL 9.6 and later).
+    pub severity: String,
+    /// `C`: the SQLSTATE.
+    pub sqlstate: String,
+    /// `M`: the primary message.
+    pub message: String,
+}
+
+impl ErrorFields {
+    /// Reads the body; what is missing or malformed stays empty.
+    #[must_use]
+    pub fn parse(mut body: &[u8]) -> Self {
+        let mut fields = Self::default();
+        while let Some((&code, rest)) = body.split_first() {
+            let Some((value, rest)) = split_cstr(rest) else {
+                break;
+            };
+            let text = || String::from_utf8_lossy(value).into_owned();
+            match code {
+                b'V' => fields.severity = text(),
+                b'S' if fields.severity.is_empty() => fields.severity = text(),
+                b'C' => fields.sqlstate = text(),
+                b'M' => fields.message = text(),
+                _ => {}
+            }
+            body = rest;
+        }
+        fields
+    }
+
+    /// Whether the server ends the connection after this error.
+    #[must_use]
+    pub fn is_fatal(&self) -> bool {
+        matches!(self.severity.as_str(), "FATAL" | "PANIC")
+    }
+}
+
+/// Appends a message: its tag, its length, and the body that `body` appends.
+pub fn put_message(out: &mut Vec<u8>, tag: u8, body: impl FnOnce(&mut Vec<u8>)) {
+    out.push(tag);
+    put_sized(out, body);
+}
+
+/// Appends a length field and the body that it counts: a startup packet, or
+/// what follows a tag.
+pub fn put_sized(out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) {
+    let start = out.len();
+    out.extend_from_slice(&[0; 4]);
+    body(out);
+    // All the proxy writes itself is far below 2 GiB; a length that is not
+    // would be refused by the peer.
+    let length = u32::try_from(out.len() - start).unwrap_or(u32::MAX);
+    if let Some(field) = out.get_mut(start..start + 4) {
+        field.copy_from_slice(&length.to_be_bytes());
+    }
+}
+
+/// Appends a zero-terminated string; what follows a zero in it is dropped.
+pub fn put_cstr(out: &mut Vec<u8>, text: &[u8]) {
+    out.extend(text.iter().take_while(|&&byte| byte != 0));
+    out.push(0);
+}
+
+/// A FATAL ErrorResponse.
+#[must_use]
+pub fn fatal_error(sqlstate: SqlState, text: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    put_message(&mut out, BackendTag::ERROR_RESPONSE.0, |out| {
+        for (code, value) in [
+            (b'S', "FATAL"),
+            (b'V', "FATAL"),
+            (b'C', sqlstate.0),
+            (b'M', text),
+        ] {
+            out.push(code);
+            put_cstr(out, value.as_bytes());
+        }
+        out.push(0);
+    });
+    out
+}
+
+/// A Query.
+#[must_use]
+pub fn query(sql: &str) -> Vec<u8> {
+    let mut out = Vec::with_capacity(sql.len() + 6);
+    put_message(&mut out, FrontendTag::QUERY.0, |out| {
+        put_cstr(out, sql.as_bytes())
+    });
+    out
+}
+
+/// A ParameterStatus.
+pub fn put_parameter_status(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    put_message(out, BackendTag::PARAMETER_STATUS.0, |out| {
+        put_cstr(out, name);
+        put_cstr(out, value);
+    });
+}
+
+/// A Terminate.
+pub const TERMINATE: [u8; 5] = [FrontendTag::TERMINATE.0, 0, 0, 0, 4];
+
+/// Column names of a RowDescription body; `None` where it is malformed.
+#[must_use]
+pub fn row_description(body: &[u8]) -> Option<Vec<&[u8]>> {
+    // Table OID, attribute number, type OID, type length, modifier, format.
+    const FIELD_BYTES: usize = 4 + 2 + 4 + 2 + 4 + 2;
+    let (count, mut rest) = split_count(body)?;
+    let mut names = Vec::new();
+    for _ in 0..count {
+        let (name, fields) = split_cstr(rest)?;
+        names.push(name);
+        rest = fields.get(FIELD_BYTES..)?;
+    }
+    rest.is_empty().then_some(names)
+}
+
+/// Values of a DataRow body, `None` for NULL; `None` where it is malformed.
+#[must_use]
+pub fn data_row(body: &[u8]) -> Option<Vec<Option<&[u8]>>> {
+    let (count, mut rest) = split_count(body)?;
+    let mut values = Vec::new();
+    for _ in 0..count {
+        let (length, after) = rest.split_first_chunk::<4>()?;
+        match i32::from_be_bytes(*length) {
+            -1 => {
+                values.push(None);
+                rest = after;
+            }
+            length => {
+                let (value, after) = after.split_at_checked(usize::try_from(length).ok()?)?;
+                values.push(Some(value));
+                rest = after;
+            }
+        }
+    }
+    rest.is_empty().then_some(values)
+}
+
+fn split_count(body: &[u8]) -> Option<(u16, &[u8])> {
+    let (count, rest) = body.split_first_chunk::<2>()?;
+    Some((u16::from_be_bytes(*count), rest))
 }

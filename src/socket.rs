@@ -295,6 +295,12 @@ impl Socket {
         let _ = self.stream.shutdown(Shutdown::Both);
     }
 
+    /// Ends the incoming direction only: a thread that is blocked in a read
+    /// returns, and a last message may still be sent.
+    pub fn shutdown_read(&self) {
+        let _ = self.stream.shutdown(Shutdown::Read);
+    }
+
     /// Ends the outgoing direction only: the peer reads to the end of what was
     /// sent.
     pub fn shutdown_write(&self) {

@@ -1,0 +1,220 @@
+//! Logins: relayed between client and server, or the proxy's own by token.
+//!
+//! The relay does not know the methods; it knows which Authentication requests
+//! want an answer of the client.  It is bounded by one deadline and by bytes,
+//! never by a count of messages.
+
+use std::borrow::Cow;
+use std::time::Instant;
+
+use crate::error::{Error, Peer, SqlState};
+use crate::frame::{Frame, FrameReader};
+use crate::message::{
+    BackendTag, ErrorFields, FrontendTag, TransactionStatus, parameter_status, put_message,
+};
+use crate::parameters::Parameters;
+
+/// All that one side may send during a login.  A real one takes about 1 KiB;
+/// notices and long parameters have room.
+const LOGIN_BYTES: usize = 1024 * 1024;
+/// PostgreSQL's limit of an authentication token (auth.c,
+/// `PG_MAX_AUTH_TOKEN_LENGTH`).
+const CLIENT_ANSWER_BYTES: usize = 65_535;
+
+const LOGIN: &str = "logging in";
+
+/// What a server told at login.
+#[derive(Debug, Default)]
+pub struct Login {
+    /// Process id and secret, for CancelRequest; some servers send none.
+    pub key: Option<Vec<u8>>,
+    /// Its ParameterStatus values.
+    pub parameters: Parameters,
+}
+
+/// How a relayed login ended.
+#[derive(Debug)]
+pub enum Relayed {
+    /// The client has its ReadyForQuery.
+    LoggedIn(Login),
+    /// The server refused it; the client has been told in the server's words.
+    Refused(ErrorFields),
+}
+
+/// Relays a login until ReadyForQuery.
+///
+/// `first` is the server's first message.  In place of the server's own key the
+/// client gets the one that `client_key` makes of its length in bytes.
+///
+/// # Errors
+/// Names the side that failed; the client has not been told.
+pub fn relay(
+    client: &mut FrameReader,
+    server: &mut FrameReader,
+    first: Frame,
+    deadline: Instant,
+    mut client_key: impl FnMut(usize) -> Result<Vec<u8>, Error>,
+) -> Result<Relayed, Error> {
+    let mut login = Login::default();
+    let mut budget = Budget(LOGIN_BYTES);
+    let mut to_client = Vec::new();
+    let mut frame = first;
+    loop {
+        budget.take(Peer::Server, &frame, deadline)?;
+        match frame.backend_tag() {
+            BackendTag::BACKEND_KEY_DATA => {
+                let key = client_key(frame.body().len())?;
+                put_message(&mut to_client, BackendTag::BACKEND_KEY_DATA.0, |out| {
+                    out.extend_from_slice(&key);
+                });
+                login.key = Some(frame.body().to_vec());
+            }
+            _ => to_client.extend_from_slice(frame.as_bytes()),
+        }
+        match step(&frame, &mut login)? {
+            Step::Continue => {}
+            Step::ClientAnswers => {
+                send(client, &to_client, deadline)?;
+                to_client.clear();
+                let answer = client.read(CLIENT_ANSWER_BYTES, deadline, LOGIN)?;
+                if FrontendTag(answer.tag) != FrontendTag::PASSWORD {
+                    let what = format!(
+                        "expected a password message, got {:?}",
+                        char::from(answer.tag)
+                    );
+                    return Err(Error::protocol(Peer::Client, LOGIN, what));
+                }
+                budget.take(Peer::Client, &answer, deadline)?;
+                send(server, answer.as_bytes(), deadline)?;
+            }
+            Step::Refused(fields) => {
+                send(client, &to_client, deadline)?;
+                return Ok(Relayed::Refused(fields));
+            }
+            Step::Ready => {
+                send(client, &to_client, deadline)?;
+                return Ok(Relayed::LoggedIn(login));
+            }
+        }
+        frame = server.read(LOGIN_BYTES, deadline, LOGIN)?;
+    }
+}
+
+/// Takes a server's answers to a login by token, which are all the proxy's.
+///
+/// # Errors
+/// The server's own refusal, or that it asks for more than the token.
+pub fn by_token(
+    server: &mut FrameReader,
+    first: &Frame,
+    deadline: Instant,
+) -> Result<Login, Error> {
+    let mut login = Login::default();
+    let mut budget = Budget(LOGIN_BYTES);
+    let mut frame = first.clone();
+    loop {
+        budget.take(Peer::Server, &frame, deadline)?;
+        if frame.backend_tag() == BackendTag::BACKEND_KEY_DATA {
+            login.key = Some(frame.body().to_vec());
+        }
+        match step(&frame, &mut login)? {
+            Step::Continue => {}
+            Step::ClientAnswers => {
+                let what = "it asks for a password although it was given a revival token";
+                return Err(Error::protocol(Peer::Server, LOGIN, what));
+            }
+            Step::Refused(ErrorFields {
+                sqlstate, message, ..
+            }) => {
+                return Err(Error::ServerError {
+                    operation: "the login",
+                    sqlstate,
+                    message,
+                });
+            }
+            Step::Ready => return Ok(login),
+        }
+        frame = server.read(LOGIN_BYTES, deadline, LOGIN)?;
+    }
+}
+
+enum Step {
+    Continue,
+    ClientAnswers,
+    Refused(ErrorFields),
+    Ready,
+}
+
+fn step(frame: &Frame, login: &mut Login) -> Result<Step, Error> {
+    let out_of_place = |what: Cow<'static, str>| Err(Error::protocol(Peer::Server, LOGIN, what));
+    match frame.backend_tag() {
+        BackendTag::AUTHENTICATION => {
+            let Some((code, _)) = frame.body().split_first_chunk::<4>() else {
+                return out_of_place("an Authentication request without a code".into());
+            };
+            // Codes from the protocol document, "Message Formats".
+            match i32::from_be_bytes(*code) {
+                // Ok, SASLFinal.
+                0 | 12 => Ok(Step::Continue),
+                // CleartextPassword, MD5Password, SASL, SASLContinue.
+                3 | 5 | 10 | 11 => Ok(Step::ClientAnswers),
+                // GSS, GSSContinue, SSPI: bound to the host name that the
+                // client dialed, which is the proxy's.
+                7..=9 => Err(Error::refused(
+                    SqlState::FEATURE_NOT_SUPPORTED,
+                    "the SQL server asks for GSSAPI or SSPI, which sqlproxy cannot relay",
+                )),
+                code => out_of_place(format!("unknown Authentication request {code}").into()),
+            }
+        }
+        BackendTag::PARAMETER_STATUS => {
+            if let Some((name, value)) = parameter_status(frame.body()) {
+                login.parameters.set(name, value);
+            }
+            Ok(Step::Continue)
+        }
+        BackendTag::BACKEND_KEY_DATA
+        | BackendTag::NOTICE_RESPONSE
+        | BackendTag::NEGOTIATE_PROTOCOL_VERSION => Ok(Step::Continue),
+        BackendTag::ERROR_RESPONSE => Ok(Step::Refused(ErrorFields::parse(frame.body()))),
+        BackendTag::READY_FOR_QUERY => match frame.body() {
+            &[status] if TransactionStatus::from_byte(status) == Some(TransactionStatus::Idle) => {
+                Ok(Step::Ready)
+            }
+            _ => out_of_place("ReadyForQuery that is not idle".into()),
+        },
+        BackendTag(tag) => out_of_place(format!("unexpected message {:?}", char::from(tag)).into()),
+    }
+}
+
+/// Bytes a login may still take.
+struct Budget(usize);
+
+impl Budget {
+    fn take(&mut self, peer: Peer, frame: &Frame, deadline: Instant) -> Result<(), Error> {
+        // A peer that never stops sending is never waited for.
+        if Instant::now() >= deadline {
+            return Err(Error::Timeout {
+                peer,
+                operation: LOGIN,
+            });
+        }
+        match self.0.checked_sub(frame.as_bytes().len()) {
+            Some(left) => {
+                self.0 = left;
+                Ok(())
+            }
+            None => Err(Error::protocol(
+                peer,
+                LOGIN,
+                format!("more than {LOGIN_BYTES} bytes"),
+            )),
+        }
+    }
+}
+
+fn send(to: &FrameReader, bytes: &[u8], deadline: Instant) -> Result<(), Error> {
+    to.stream()
+        .write_all(bytes, Some(deadline))
+        .map_err(|source| Error::io(to.peer(), LOGIN, source))
+}

@@ -1,0 +1,224 @@
+//! Which backend gets a session: the active one with the fewest.
+//!
+//! A session's place is an [`Assignment`], counted from the moment a backend is
+//! picked until it is dropped, so that two picks at once never see the same
+//! count.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::config::{Address, BackendConfig, BackendState};
+
+/// A backend that made its last client wait for nothing is tried last by the
+/// next ones for this long.
+const SLOW_MEMORY: Duration = Duration::from_secs(10);
+
+/// Stands for one configured backend for as long as sessions are on it, even if
+/// a reload takes it out of the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BackendId(u64);
+
+#[derive(Debug)]
+struct Backend {
+    id: BackendId,
+    name: Arc<str>,
+    address: Address,
+    /// `None`: no longer in the file.
+    state: Option<BackendState>,
+    sessions: usize,
+    /// The last dial ended by its deadline, so the next may cost as much.
+    slow: Option<Instant>,
+    reachable: bool,
+}
+
+/// All backends and how many sessions each has.
+#[derive(Debug)]
+pub struct Balancer {
+    backends: Mutex<Vec<Backend>>,
+}
+
+/// Why there is no target for a transfer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoTarget {
+    /// The file names others, but none of them is active.
+    NoneActive,
+    /// Every other active backend has been tried, or was just now too slow.
+    NoneLeft,
+}
+
+impl fmt::Display for NoTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoneActive => "no other active backend",
+            Self::NoneLeft => "no other active backend could be reached",
+        })
+    }
+}
+
+impl Balancer {
+    /// Begins with the backends of the configuration.
+    #[must_use]
+    pub fn new(configured: &[BackendConfig]) -> Arc<Self> {
+        let balancer = Self {
+            backends: Mutex::new(Vec::new()),
+        };
+        balancer.configure(configured);
+        Arc::new(balancer)
+    }
+
+    /// Takes over a new list.  A backend stays the same one as long as name and
+    /// address stay.
+    pub fn configure(&self, configured: &[BackendConfig]) {
+        let mut backends = self.backends.lock();
+        let mut next = backends.iter().map(|b| b.id.0 + 1).max().unwrap_or(0);
+        for backend in backends.iter_mut() {
+            backend.state = None;
+        }
+        for config in configured {
+            let same = |b: &&mut Backend| *b.name == *config.name && b.address == config.address;
+            match backends.iter_mut().find(same) {
+                Some(known) => known.state = Some(config.state),
+                None => {
+                    backends.push(Backend {
+                        id: BackendId(next),
+                        name: config.name.as_str().into(),
+                        address: config.address.clone(),
+                        state: Some(config.state),
+                        sessions: 0,
+                        slow: None,
+                        reachable: true,
+                    });
+                    next += 1;
+                }
+            }
+        }
+        backends.retain(|b| b.state.is_some() || b.sessions > 0);
+    }
+
+    /// A place on the active backend with the fewest sessions, those in `tried`
+    /// left out; the first in the file among equals.
+    #[must_use]
+    pub fn pick(self: &Arc<Self>, tried: &[BackendId]) -> Option<Assignment> {
+        let mut backends = self.backends.lock();
+        let now = Instant::now();
+        let slow = |b: &Backend| b.slow.is_some_and(|at| now < at + SLOW_MEMORY);
+        let found = backends
+            .iter_mut()
+            .filter(|b| b.state == Some(BackendState::Active) && !tried.contains(&b.id))
+            .min_by_key(|b| (slow(b), b.sessions))?;
+        Some(self.assign(found))
+    }
+
+    /// A place for a session that leaves `own`: on another active backend, or,
+    /// where the file names no other, on a fresh connection to the same.  One
+    /// that was too slow since `since` is left out, so that a round does not
+    /// wait for it again and again.
+    ///
+    /// # Errors
+    /// [`NoTarget`].
+    pub fn pick_target(
+        self: &Arc<Self>,
+        own: BackendId,
+        tried: &[BackendId],
+        since: Instant,
+    ) -> Result<Assignment, NoTarget> {
+        let mut backends = self.backends.lock();
+        let has_other = backends.iter().any(|b| b.state.is_some() && b.id != own);
+        let mut any_active = false;
+        let found = backends
+            .iter_mut()
+            .filter(|b| b.state == Some(BackendState::Active) && (b.id != own || !has_other))
+            .inspect(|_| any_active = true)
+            .filter(|b| !tried.contains(&b.id) && b.slow.is_none_or(|at| at < since))
+            .min_by_key(|b| b.sessions);
+        match found {
+            Some(found) => Ok(self.assign(found)),
+            None if any_active => Err(NoTarget::NoneLeft),
+            None => Err(NoTarget::NoneActive),
+        }
+    }
+
+    fn assign(self: &Arc<Self>, backend: &mut Backend) -> Assignment {
+        backend.sessions += 1;
+        Assignment {
+            balancer: Arc::clone(self),
+            id: backend.id,
+            name: Arc::clone(&backend.name),
+            address: backend.address.clone(),
+        }
+    }
+
+    /// Whether sessions on this backend are to be moved away: it is draining or
+    /// no longer in the file.
+    #[must_use]
+    pub fn is_leaving(&self, id: BackendId) -> bool {
+        let backends = self.backends.lock();
+        let backend = backends.iter().find(|b| b.id == id);
+        backend.is_none_or(|b| b.state != Some(BackendState::Active))
+    }
+
+    /// Names and addresses of the active backends.
+    #[must_use]
+    pub fn active(&self) -> Vec<(Arc<str>, Address)> {
+        let backends = self.backends.lock();
+        let active = backends
+            .iter()
+            .filter(|b| b.state == Some(BackendState::Active));
+        active
+            .map(|b| (Arc::clone(&b.name), b.address.clone()))
+            .collect()
+    }
+
+    /// Notes how a dial ended; `slow` where its deadline ended it.  Tells
+    /// whether that is news.
+    pub fn note_dial(&self, id: BackendId, reached: bool, slow: bool) -> bool {
+        let mut backends = self.backends.lock();
+        let Some(backend) = backends.iter_mut().find(|b| b.id == id) else {
+            return false;
+        };
+        backend.slow = slow.then(Instant::now);
+        std::mem::replace(&mut backend.reachable, reached) != reached
+    }
+}
+
+/// A session's place on a backend; given back when dropped.
+#[derive(Debug)]
+pub struct Assignment {
+    balancer: Arc<Balancer>,
+    id: BackendId,
+    name: Arc<str>,
+    address: Address,
+}
+
+impl Assignment {
+    /// The backend.
+    #[must_use]
+    pub const fn id(&self) -> BackendId {
+        self.id
+    }
+
+    /// Its name in the file.
+    #[must_use]
+    pub const fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// Its address.
+    #[must_use]
+    pub const fn address(&self) -> &Address {
+        &self.address
+    }
+}
+
+impl Drop for Assignment {
+    fn drop(&mut self) {
+        let mut backends = self.balancer.backends.lock();
+        if let Some(backend) = backends.iter_mut().find(|b| b.id == self.id) {
+            backend.sessions -= 1;
+        }
+        backends.retain(|b| b.state.is_some() || b.sessions > 0);
+    }
+}

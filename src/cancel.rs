@@ -1,0 +1,82 @@
+//! Cancel keys: the proxy's own towards the client, for the session's whole
+//! life; behind each the server that the session is on at that moment.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::config::Address;
+
+/// Where a CancelRequest has to go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CancelTarget {
+    /// The server.
+    pub address: Address,
+    /// Its own process id and secret.
+    pub key: Vec<u8>,
+}
+
+/// A session as the cancel keys see it.
+pub trait Cancellable: Send + Sync {
+    /// The server it is on now; `None` where that sent no key.
+    fn cancel_target(&self) -> Option<CancelTarget>;
+}
+
+type Keys = Mutex<HashMap<Vec<u8>, Arc<dyn Cancellable>>>;
+
+/// All keys in use.
+#[derive(Default)]
+pub struct CancelKeys {
+    keys: Arc<Keys>,
+}
+
+/// A key that nobody can guess and that no other session has; forgotten when
+/// dropped.
+pub struct CancelKey {
+    keys: Arc<Keys>,
+    key: Vec<u8>,
+}
+
+impl CancelKeys {
+    /// A new key of `bytes` bytes, process id and secret together: as long as
+    /// the server's own, which the client's protocol version decided; 8 at the
+    /// least (protocol 3.0).  It leads nowhere until it is registered.
+    ///
+    /// # Errors
+    /// Where the system has no randomness to give.
+    pub fn draw(bytes: usize) -> std::io::Result<Vec<u8>> {
+        let mut key = vec![0; bytes.max(8)];
+        getrandom::fill(&mut key)?;
+        Ok(key)
+    }
+
+    /// Lets `key` lead to `session`.  `None` where another session has it.
+    #[must_use]
+    pub fn register(&self, key: Vec<u8>, session: Arc<dyn Cancellable>) -> Option<CancelKey> {
+        let mut keys = self.keys.lock();
+        if keys.contains_key(&key) {
+            return None;
+        }
+        keys.insert(key.clone(), session);
+        Some(CancelKey {
+            keys: Arc::clone(&self.keys),
+            key,
+        })
+    }
+
+    /// The server behind a client's key.
+    #[must_use]
+    pub fn find(&self, key: &[u8]) -> Option<CancelTarget> {
+        let session = self.keys.lock().get(key).cloned();
+        session?.cancel_target()
+    }
+}
+
+impl Drop for CancelKey {
+    fn drop(&mut self) {
+        let session = self.keys.lock().remove(&self.key);
+        // Outside the lock: the last owner of a session may be here.
+        drop(session);
+    }
+}

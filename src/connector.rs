@@ -1,0 +1,279 @@
+//! Opens connections to SQL nodes: name, TCP, startup packet, first answer.
+//!
+//! Every step stands under one deadline, name resolution included.
+
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::RwLock;
+
+use crate::authentication::{Login, by_token};
+use crate::balancer::{Assignment, BackendId, Balancer, NoTarget};
+use crate::config::{Address, Config};
+use crate::error::{Error, Peer, SqlState};
+use crate::frame::{Frame, FrameReader};
+use crate::message::{BackendTag, ErrorFields};
+use crate::socket::{ReadDeadline, Socket};
+use crate::stream::Stream;
+
+const CONNECTING: &str = "connecting";
+
+/// The first answer of a server, an ErrorResponse at the longest.
+const FIRST_ANSWER_BYTES: usize = 64 * 1024;
+
+/// A connection that has been sent its startup packet and has answered.
+#[derive(Debug)]
+pub struct Connected {
+    /// The backend's place.
+    pub assignment: Assignment,
+    /// Reads what comes behind the first answer.
+    pub server: FrameReader,
+    /// The first answer.
+    pub first: Frame,
+}
+
+/// Opens connections to the configured backends.
+#[derive(Debug)]
+pub struct Connector {
+    balancer: Arc<Balancer>,
+    /// One dial, startup packet and first answer included.
+    connect_timeout: RwLock<Duration>,
+}
+
+impl Connector {
+    /// Dials the backends that `balancer` picks.
+    #[must_use]
+    pub fn new(config: &Config, balancer: Arc<Balancer>) -> Self {
+        Self {
+            balancer,
+            connect_timeout: RwLock::new(config.connect_timeout),
+        }
+    }
+
+    /// Who picks the backends.
+    #[must_use]
+    pub const fn balancer(&self) -> &Arc<Balancer> {
+        &self.balancer
+    }
+
+    /// A connection for a new session: the backends in the balancer's order,
+    /// until one answers.  A server that is not ready for anyone (57P03, 53300)
+    /// is passed over; whatever else it says is for the client.
+    ///
+    /// # Errors
+    /// A refusal for the client, where no backend answers.
+    pub fn connect(
+        &self,
+        startup: &[u8],
+        read_deadline: &Arc<ReadDeadline>,
+        deadline: Instant,
+    ) -> Result<Connected, Error> {
+        let mut tried = Vec::new();
+        let mut last = None;
+        while let Some(assignment) = self.balancer.pick(&tried) {
+            tried.push(assignment.id());
+            match self.open(assignment, startup, read_deadline, deadline) {
+                Ok(connected) => return Ok(connected),
+                Err(error) => last = Some(error),
+            }
+            if Instant::now() >= deadline {
+                break;
+            }
+        }
+        Err(Error::refused(
+            SqlState::UNABLE_TO_CONNECT,
+            match last {
+                None => "no SQL server is configured to take new sessions".to_owned(),
+                Some(error) => format!("no SQL server could be reached: {error}"),
+            },
+        ))
+    }
+
+    /// A connection for the transfer of a session that leaves `own`, logged in
+    /// by the token in `startup`: the targets in the balancer's order, until
+    /// one lets it in.
+    ///
+    /// # Errors
+    /// The last target's failure, or that there is no target at all.
+    pub fn log_in_target(
+        &self,
+        own: BackendId,
+        startup: &[u8],
+        read_deadline: &Arc<ReadDeadline>,
+        round_started: Instant,
+        deadline: Instant,
+    ) -> Result<(Connected, Login), TargetError> {
+        let mut tried = Vec::new();
+        let mut last = None;
+        loop {
+            let assignment = match self.balancer.pick_target(own, &tried, round_started) {
+                Ok(assignment) => assignment,
+                Err(no_target) => return Err(last.unwrap_or(TargetError::None(no_target))),
+            };
+            let name = Arc::clone(assignment.name());
+            tried.push(assignment.id());
+            let logged_in = self
+                .open(assignment, startup, read_deadline, deadline)
+                .and_then(|mut connected| {
+                    let login = by_token(&mut connected.server, &connected.first, deadline)?;
+                    Ok((connected, login))
+                });
+            match logged_in {
+                Ok(logged_in) => return Ok(logged_in),
+                Err(error) => {
+                    last = Some(TargetError::Failed {
+                        backend: name,
+                        error,
+                    })
+                }
+            }
+            if Instant::now() >= deadline {
+                return Err(last.unwrap_or(TargetError::None(NoTarget::NoneLeft)));
+            }
+        }
+    }
+
+    fn open(
+        &self,
+        assignment: Assignment,
+        startup: &[u8],
+        read_deadline: &Arc<ReadDeadline>,
+        deadline: Instant,
+    ) -> Result<Connected, Error> {
+        let deadline = deadline.min(Instant::now() + *self.connect_timeout.read());
+        let opened = self.try_open(assignment.address(), startup, read_deadline, deadline);
+        let slow = matches!(opened, Err(Error::Timeout { .. }));
+        let news = self
+            .balancer
+            .note_dial(assignment.id(), opened.is_ok(), slow);
+        let backend = &**assignment.name();
+        let address = assignment.address().to_string();
+        match &opened {
+            Ok(_) if news => log::info!(backend, address; "backend reachable again"),
+            Err(error) if news => {
+                log::warn!(backend, address, reason = error.to_string(); "backend unreachable");
+            }
+            Err(error) => {
+                log::debug!(backend, address, reason = error.to_string(); "backend unreachable");
+            }
+            Ok(_) => {}
+        }
+        let (server, first) = opened?;
+        Ok(Connected {
+            assignment,
+            server,
+            first,
+        })
+    }
+
+    fn try_open(
+        &self,
+        address: &Address,
+        startup: &[u8],
+        read_deadline: &Arc<ReadDeadline>,
+        deadline: Instant,
+    ) -> Result<(FrameReader, Frame), Error> {
+        let stream = self.dial(address, Arc::clone(read_deadline), deadline)?;
+        stream
+            .write_all(startup, Some(deadline))
+            .map_err(|source| Error::io(Peer::Server, "sending the startup packet", source))?;
+        let mut server = FrameReader::new(stream, Peer::Server, Vec::new());
+        let first = server.read(FIRST_ANSWER_BYTES, deadline, "waiting for its first answer")?;
+        if first.backend_tag() == BackendTag::ERROR_RESPONSE {
+            let ErrorFields {
+                sqlstate, message, ..
+            } = ErrorFields::parse(first.body());
+            // cannot_connect_now, too_many_connections, admin_shutdown.
+            if matches!(sqlstate.as_str(), "57P03" | "53300" | "57P01") {
+                return Err(Error::ServerError {
+                    operation: "a session",
+                    sqlstate,
+                    message,
+                });
+            }
+        }
+        Ok((server, first))
+    }
+
+    /// A connection ready for a startup packet or a CancelRequest.
+    ///
+    /// # Errors
+    /// Names the step; a timeout at `deadline`.
+    pub fn dial(
+        &self,
+        address: &Address,
+        read_deadline: Arc<ReadDeadline>,
+        deadline: Instant,
+    ) -> Result<Arc<Stream>, Error> {
+        let failed = |source| Error::io(Peer::Server, CONNECTING, source);
+        let mut last = io::Error::from(ErrorKind::NotFound);
+        for address in resolve(address, deadline)? {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                last = ErrorKind::TimedOut.into();
+                break;
+            }
+            match TcpStream::connect_timeout(&address, left) {
+                Ok(stream) => {
+                    let socket = Socket::new(stream, read_deadline).map_err(failed)?;
+                    return Ok(Arc::new(Stream::Plain(socket)));
+                }
+                Err(error) => last = error,
+            }
+        }
+        Err(failed(last))
+    }
+
+    /// Takes over a new configuration, for dials that begin later.
+    pub fn configure(&self, config: &Config) {
+        *self.connect_timeout.write() = config.connect_timeout;
+    }
+
+    /// Until when one dial that begins now may take.
+    #[must_use]
+    pub fn dial_deadline(&self) -> Instant {
+        Instant::now() + *self.connect_timeout.read()
+    }
+}
+
+/// Why no connection for a transfer could be had.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    /// There is none to try.
+    #[error("{0}")]
+    None(NoTarget),
+    /// The last one that was tried.
+    #[error("{backend}: {error}")]
+    Failed {
+        /// Its name.
+        backend: Arc<str>,
+        /// How it failed.
+        error: Error,
+    },
+}
+
+/// The addresses of a name.  The resolver of the C library knows no deadline, so
+/// it runs on a thread of its own, which a late answer ends.
+fn resolve(address: &Address, deadline: Instant) -> Result<Vec<SocketAddr>, Error> {
+    const RESOLVING: &str = "resolving its name";
+    if let Ok(ip) = address.host.parse::<IpAddr>() {
+        return Ok(vec![SocketAddr::new(ip, address.port)]);
+    }
+    let failed = |source| Error::io(Peer::Server, RESOLVING, source);
+    let name = (address.host.clone(), address.port);
+    let (sender, receiver) = crossbeam_channel::bounded(1);
+    std::thread::Builder::new()
+        .name("resolve".to_owned())
+        .spawn(move || {
+            let found = name.to_socket_addrs().map(Iterator::collect::<Vec<_>>);
+            // The caller may have gone at its deadline.
+            let _ = sender.send(found);
+        })
+        .map_err(failed)?;
+    match receiver.recv_deadline(deadline) {
+        Ok(found) => found.map_err(failed),
+        Err(_) => Err(failed(ErrorKind::TimedOut.into())),
+    }
+}

@@ -1,0 +1,501 @@
+//! Moves frames one way between the two connections of a session.
+//!
+//! Two loops, one for each direction, each on a thread of its own.  A turn:
+//! read what is there, walk its headers, tell the forwarder, write it in one
+//! piece, tell the forwarder again.  In the steady state a turn allocates
+//! nothing and takes the forwarder's lock twice.
+//!
+//! Knows nothing of transfers but that a loop may have to park, and nothing of
+//! SQL.  Invariant: what is let go ends between two frames or within a body
+//! whose header has been let go, never within a header.
+
+use std::io::{self, ErrorKind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::error::{Error, Peer};
+use crate::forwarder::{
+    Admitted, Closed, Direction, Forwarder, Ready, RequestFrame, ResponseFrame, Resumed, Ticket,
+};
+use crate::frame::{HEADER_BYTES, Header, Scanned, Scanner, Verdict};
+use crate::message::{BackendTag, FrontendTag, TransactionStatus, parameter_status};
+use crate::parameters::Parameters;
+use crate::socket::{Received, Wait};
+use crate::stream::Stream;
+
+/// Buffer of a direction that has been quiet.  Most requests and many answers
+/// fit; measured as what keeps an idle connection at two small thread stacks.
+const SMALL_BUFFER_BYTES: usize = 1024;
+/// Taken when a read fills the small one.
+const MEDIUM_BUFFER_BYTES: usize = 16 * 1024;
+/// Taken when a read fills the medium one: what a relay that parses nothing
+/// uses; larger ones measured no faster.
+const LARGE_BUFFER_BYTES: usize = 64 * 1024;
+/// A larger buffer is given back after this long without a byte.
+const BUFFER_IDLE: Duration = Duration::from_secs(1);
+/// A ParameterStatus is held back until it is whole, so that its value can be
+/// noted, unless it is longer than this; PostgreSQL's are below 1 KiB.
+const PARAMETER_STATUS_LIMIT: usize = 8 * 1024;
+
+/// The two connections of a session, as the processors see them.
+pub trait Link: Send + Sync + 'static {
+    /// The SQL node's stream.
+    fn server(&self) -> &Stream;
+}
+
+/// How a direction ended.
+#[derive(Debug)]
+pub enum End {
+    /// The client's stream came to its end between two messages; `terminated`
+    /// tells whether it had said Terminate.
+    ClientLeft {
+        /// It sent a Terminate first.
+        terminated: bool,
+    },
+    /// The server's stream came to its end between two messages; `told` tells
+    /// whether an ErrorResponse was the last the client heard from it.
+    ServerLeft {
+        /// The server's last message was an ErrorResponse.
+        told: bool,
+    },
+    /// A connection failed, or a peer broke the protocol.
+    Failed(Error),
+    /// The forwarder's gate was closed by another.
+    Closed,
+}
+
+/// What both loops work with.
+pub struct Context<L: Link, T: Ticket + 'static> {
+    /// The client's stream, the same for the session's whole life.
+    pub client: Arc<Stream>,
+    /// The session's handshake.
+    pub forwarder: Arc<Forwarder<L, T>>,
+    /// What the client has been told of the server's parameters.
+    pub parameters: Arc<Mutex<Parameters>>,
+    /// Carries out an order that a processor found ready; must not block.
+    pub start_transfer: Arc<dyn Fn(Ready<L, T>) + Send + Sync>,
+}
+
+impl<L: Link, T: Ticket + 'static> Context<L, T> {
+    fn written(&self, direction: Direction, inside: bool) {
+        if let Some(ready) = self.forwarder.written(direction, inside) {
+            (self.start_transfer)(ready);
+        }
+    }
+}
+
+/// A read buffer of three sizes.
+struct Buffer {
+    bytes: Vec<u8>,
+}
+
+impl Buffer {
+    const fn new(bytes: Vec<u8>) -> Self {
+        Self { bytes }
+    }
+
+    /// Makes room for the next read: grows where the last one filled it or what
+    /// is held back leaves no room.
+    fn make_room(&mut self, filled: bool) {
+        let capacity = self.bytes.capacity();
+        let wanted = match capacity {
+            0 => SMALL_BUFFER_BYTES,
+            _ if !filled && self.bytes.len() < capacity => return,
+            _ if capacity < MEDIUM_BUFFER_BYTES => MEDIUM_BUFFER_BYTES,
+            _ if capacity < LARGE_BUFFER_BYTES => LARGE_BUFFER_BYTES,
+            _ if self.bytes.len() < capacity => return,
+            // Only what is held back fills it: a batch that waits its turn.
+            _ => capacity.saturating_mul(2),
+        };
+        self.bytes
+            .reserve_exact(wanted.saturating_sub(self.bytes.len()));
+    }
+
+    const fn is_grown(&self) -> bool {
+        self.bytes.capacity() > SMALL_BUFFER_BYTES
+    }
+
+    fn give_back(&mut self) {
+        if self.bytes.len() < SMALL_BUFFER_BYTES {
+            self.bytes.shrink_to(SMALL_BUFFER_BYTES);
+        }
+    }
+
+    /// Removes the first `count` bytes.
+    fn consume(&mut self, count: usize) {
+        if count >= self.bytes.len() {
+            self.bytes.clear();
+        } else {
+            self.bytes.drain(..count);
+        }
+    }
+
+    fn first(&self, count: usize) -> &[u8] {
+        self.bytes.get(..count).unwrap_or(&self.bytes)
+    }
+}
+
+/// One read of a loop: appends to the buffer, grows and shrinks it.
+struct Reader {
+    buffer: Buffer,
+    filled: bool,
+}
+
+impl Reader {
+    const fn new(leftover: Vec<u8>) -> Self {
+        Self {
+            buffer: Buffer::new(leftover),
+            filled: false,
+        }
+    }
+
+    fn read(&mut self, stream: &Stream, inside: bool) -> io::Result<Received> {
+        loop {
+            self.buffer.make_room(self.filled);
+            let room = self.buffer.bytes.capacity() - self.buffer.bytes.len();
+            let wait = if inside {
+                Wait::Data
+            } else {
+                Wait::Interruptible {
+                    idle: self.buffer.is_grown().then_some(BUFFER_IDLE),
+                }
+            };
+            let received = stream.read(&mut self.buffer.bytes, wait)?;
+            self.filled = received == Received::Bytes(room);
+            if received != Received::Idle {
+                return Ok(received);
+            }
+            self.buffer.give_back();
+        }
+    }
+}
+
+/// Forwards the client's messages until a side ends.  `leftover`: what the
+/// client sent behind its login.
+pub fn run_requests<L: Link, T: Ticket + 'static>(
+    context: &Context<L, T>,
+    leftover: Vec<u8>,
+) -> End {
+    match requests(context, leftover) {
+        Ok(end) | Err(end) => end,
+    }
+}
+
+fn requests<L: Link, T: Ticket + 'static>(
+    context: &Context<L, T>,
+    leftover: Vec<u8>,
+) -> Result<End, End> {
+    const READING: &str = "reading requests";
+    const FORWARDING: &str = "forwarding requests";
+    let forwarder = &context.forwarder;
+    let mut link = forwarder.link();
+    let mut reader = Reader::new(leftover);
+    let mut scanner = Scanner::default();
+    let mut frames = Vec::new();
+    let mut terminated = false;
+    // Whether what has been let go ends within a message.
+    let mut inside = false;
+    // What a cut or the login left in the buffer is looked at before a read.
+    let mut unscanned = !reader.buffer.bytes.is_empty();
+    context.written(Direction::Request, false);
+    loop {
+        if !unscanned {
+            let received = reader.read(&context.client, inside);
+            match received.map_err(|source| failed(Peer::Client, READING, source))? {
+                Received::Bytes(_) | Received::Idle => {}
+                Received::DeadlinePast => {
+                    forwarder.park_request()?;
+                    continue;
+                }
+                Received::Eof if inside || !reader.buffer.bytes.is_empty() => {
+                    return Err(End::Failed(Error::Closed {
+                        peer: Peer::Client,
+                        operation: "in the middle of a message",
+                    }));
+                }
+                Received::Eof => return Ok(End::ClientLeft { terminated }),
+            }
+        }
+        unscanned = false;
+        frames.clear();
+        let scanned = scanner.scan(&reader.buffer.bytes, |frame| {
+            note_request(&mut frames, frame)
+        });
+        let bytes = scanned.map_err(|source| {
+            End::Failed(Error::Malformed {
+                peer: Peer::Client,
+                operation: READING,
+                source,
+            })
+        })?;
+        if bytes == 0 {
+            continue;
+        }
+        let admitted = forwarder.admit_request(&frames, bytes, &mut link)?;
+        if admitted < bytes {
+            // Cut before a batch that is held back: it is scanned again.
+            scanner.restart();
+            unscanned = true;
+        } else if frames
+            .last()
+            .is_some_and(|frame| frame.tag == FrontendTag::TERMINATE)
+        {
+            terminated = true;
+        }
+        link.server()
+            .write_all(reader.buffer.first(admitted), None)
+            .map_err(|source| failed(Peer::Server, FORWARDING, source))?;
+        reader.buffer.consume(admitted);
+        inside = scanner.is_inside();
+        context.written(Direction::Request, inside);
+    }
+}
+
+/// CopyData changes nothing that the exchange tracks, so of a run of it only
+/// the first is noted.
+fn note_request(frames: &mut Vec<RequestFrame>, frame: Scanned<'_>) -> Verdict {
+    let tag = FrontendTag(frame.tag);
+    let repeated = tag == FrontendTag::COPY_DATA
+        && frames
+            .last()
+            .is_some_and(|last: &RequestFrame| last.tag == tag);
+    if !repeated {
+        frames.push(RequestFrame {
+            tag,
+            start: frame.start,
+        });
+    }
+    Verdict::Pass
+}
+
+/// Forwards the server's messages until a side ends.  `leftover`: what the
+/// server sent behind its login.
+///
+/// Also tells whether the client's stream was left clean, between two messages,
+/// so that it can be told why the session ends.
+pub fn run_responses<L: Link, T: Ticket + 'static>(
+    context: &Context<L, T>,
+    leftover: Vec<u8>,
+) -> (End, bool) {
+    let mut clean = true;
+    match responses(context, leftover, &mut clean) {
+        Ok(end) | Err(end) => (end, clean),
+    }
+}
+
+fn responses<L: Link, T: Ticket + 'static>(
+    context: &Context<L, T>,
+    leftover: Vec<u8>,
+    clean: &mut bool,
+) -> Result<End, End> {
+    const READING: &str = "reading answers";
+    const FORWARDING: &str = "forwarding answers";
+    let forwarder = &context.forwarder;
+    let mut link = forwarder.link();
+    let mut reader = Reader::new(leftover);
+    let mut scanner = Scanner::default();
+    let mut frames = Vec::new();
+    let mut told = false;
+    let mut unscanned = !reader.buffer.bytes.is_empty();
+    context.written(Direction::Response, false);
+    loop {
+        let mut resumed = None;
+        if !unscanned {
+            let received = reader.read(link.server(), scanner.is_inside());
+            match received.map_err(|source| failed(Peer::Server, READING, source))? {
+                Received::Bytes(_) | Received::Idle => {}
+                Received::DeadlinePast => {
+                    match forwarder.park_response(&mut reader.buffer.bytes, &mut link)? {
+                        None => continue,
+                        some => resumed = some,
+                    }
+                }
+                Received::Eof if scanner.is_inside() || !reader.buffer.bytes.is_empty() => {
+                    return Err(End::Failed(Error::Closed {
+                        peer: Peer::Server,
+                        operation: "in the middle of an answer",
+                    }));
+                }
+                Received::Eof => return Ok(End::ServerLeft { told }),
+            }
+        }
+        unscanned = false;
+        if resumed.is_none() {
+            frames.clear();
+            let scanned = scanner.scan(&reader.buffer.bytes, |frame| {
+                note_response(&mut frames, frame, &context.parameters)
+            });
+            let bytes = scanned.map_err(|source| {
+                End::Failed(Error::Malformed {
+                    peer: Peer::Server,
+                    operation: READING,
+                    source,
+                })
+            })?;
+            if bytes == 0 {
+                continue;
+            }
+            match forwarder.admit_response(&frames, &mut reader.buffer.bytes, &mut link)? {
+                Admitted::Forward => {
+                    *clean = false;
+                    if let Some(last) = frames.last() {
+                        told = last.tag == BackendTag::ERROR_RESPONSE;
+                    }
+                    context
+                        .client
+                        .write_all(reader.buffer.first(bytes), None)
+                        .map_err(|source| failed(Peer::Client, FORWARDING, source))?;
+                    reader.buffer.consume(bytes);
+                }
+                Admitted::Resumed(given) => resumed = Some(given),
+            }
+        }
+        if let Some(Resumed {
+            leftover,
+            to_client,
+            owed,
+        }) = resumed
+        {
+            scanner.restart();
+            reader = Reader::new(leftover);
+            unscanned = !reader.buffer.bytes.is_empty();
+            if !to_client.is_empty() {
+                *clean = false;
+                context
+                    .client
+                    .write_all(&to_client, None)
+                    .map_err(|source| failed(Peer::Client, FORWARDING, source))?;
+            }
+            if owed {
+                context.written(Direction::Response, false);
+                *clean = true;
+                swallow(context, &link, &mut reader, clean)?;
+                unscanned = !reader.buffer.bytes.is_empty();
+                forwarder.swallowed();
+            }
+        }
+        *clean = !scanner.is_inside();
+        context.written(Direction::Response, scanner.is_inside());
+    }
+}
+
+/// Notes the frames that the exchange tracks and the parameters' new values.
+fn note_response(
+    frames: &mut Vec<ResponseFrame>,
+    frame: Scanned<'_>,
+    parameters: &Mutex<Parameters>,
+) -> Verdict {
+    let tag = BackendTag(frame.tag);
+    let mut status = None;
+    match tag {
+        BackendTag::DATA_ROW | BackendTag::COPY_DATA => {
+            if frames.last().is_some_and(|last| last.tag == tag) {
+                return Verdict::Pass;
+            }
+        }
+        BackendTag::READY_FOR_QUERY => {
+            let Some(body) = frame.body else {
+                return Verdict::Hold;
+            };
+            status = body.first().copied().and_then(TransactionStatus::from_byte);
+        }
+        BackendTag::PARAMETER_STATUS => match frame.body {
+            None if frame.frame_bytes <= PARAMETER_STATUS_LIMIT => return Verdict::Hold,
+            None => {}
+            Some(body) => {
+                if let Some((name, value)) = parameter_status(body) {
+                    parameters.lock().set(name, value);
+                }
+            }
+        },
+        _ => {}
+    }
+    frames.push(ResponseFrame { tag, status });
+    Verdict::Pass
+}
+
+/// Drops the answer to the proxy's own late query, up to its ReadyForQuery,
+/// which answers nothing the client asked.  What a server may send at any time
+/// is the client's all the same, but for notices, which are the query's.
+fn swallow<L: Link, T: Ticket + 'static>(
+    context: &Context<L, T>,
+    link: &Arc<L>,
+    reader: &mut Reader,
+    clean: &mut bool,
+) -> Result<(), End> {
+    const SWALLOWING: &str = "waiting for the answer to an earlier state query";
+    // Bytes of a dropped frame that are still to come.
+    let mut dropping = 0usize;
+    loop {
+        let count = dropping.min(reader.buffer.bytes.len());
+        reader.buffer.consume(count);
+        dropping -= count;
+        let header = Header::parse(&reader.buffer.bytes).map_err(|source| {
+            End::Failed(Error::Malformed {
+                peer: Peer::Server,
+                operation: SWALLOWING,
+                source,
+            })
+        })?;
+        if let Some(Header { tag, body_bytes }) = header {
+            let tag = BackendTag(tag);
+            let frame_bytes = HEADER_BYTES + body_bytes;
+            let whole = reader.buffer.bytes.len() >= frame_bytes;
+            let is_clients = tag.is_asynchronous() && tag != BackendTag::NOTICE_RESPONSE;
+            match tag {
+                BackendTag::READY_FOR_QUERY if whole => {
+                    reader.buffer.consume(frame_bytes);
+                    return Ok(());
+                }
+                // These two are short, and looked at when they are whole.
+                BackendTag::READY_FOR_QUERY => {}
+                _ if is_clients && frame_bytes <= LARGE_BUFFER_BYTES => {
+                    if whole {
+                        let frame = reader.buffer.first(frame_bytes);
+                        let body = frame.get(HEADER_BYTES..).unwrap_or_default();
+                        if tag == BackendTag::PARAMETER_STATUS
+                            && let Some((name, value)) = parameter_status(body)
+                        {
+                            context.parameters.lock().set(name, value);
+                        }
+                        *clean = false;
+                        context
+                            .client
+                            .write_all(frame, None)
+                            .map_err(|source| failed(Peer::Client, SWALLOWING, source))?;
+                        *clean = true;
+                        reader.buffer.consume(frame_bytes);
+                        continue;
+                    }
+                }
+                _ => {
+                    dropping = frame_bytes;
+                    continue;
+                }
+            }
+        }
+        let received = reader.read(link.server(), true);
+        if received.map_err(|source| failed(Peer::Server, SWALLOWING, source))? == Received::Eof {
+            return Err(End::ServerLeft { told: false });
+        }
+    }
+}
+
+fn failed(peer: Peer, operation: &'static str, source: io::Error) -> End {
+    match source.kind() {
+        // Ended by the session itself, or by a peer that did not say goodbye;
+        // an RST from a client that left is no failure to speak of.
+        ErrorKind::BrokenPipe | ErrorKind::ConnectionReset if peer == Peer::Client => {
+            End::ClientLeft { terminated: false }
+        }
+        _ => End::Failed(Error::io(peer, operation, source)),
+    }
+}
+
+impl From<Closed> for End {
+    fn from(Closed: Closed) -> Self {
+        Self::Closed
+    }
+}

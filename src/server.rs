@@ -1,0 +1,319 @@
+//! The running proxy: listeners, rounds, reload, drain.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Receiver;
+use parking_lot::RwLock;
+
+use crate::balancer::Balancer;
+use crate::cancel::CancelKeys;
+use crate::config::{Address, Config};
+use crate::connector::Connector;
+use crate::metrics::{Event, Metrics};
+use crate::migration::Migrator;
+use crate::registry::{Places, Registry};
+use crate::session::{self, STACK_BYTES, Session, Shared};
+use crate::signals::Signal;
+
+/// Connections beyond `max_connections` that may be in their handshake: cancel
+/// requests, probes, and clients that are being told that there is no room.
+const EXTRA_CONNECTIONS: usize = 64;
+
+/// After an accept that failed for want of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Given to connections without a session when everything else has ended.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// The proxy, listening.
+pub struct Server {
+    shared: Arc<Shared>,
+    listeners: Vec<Arc<TcpListener>>,
+    connections: Arc<Places>,
+    config_path: PathBuf,
+}
+
+/// Why the proxy could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address could not be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// As in the file.
+        address: Address,
+        /// Why.
+        source: io::Error,
+    },
+    /// A thread could not be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[from] io::Error),
+}
+
+impl Server {
+    /// Listens and accepts.  `config_path` is read again on SIGHUP.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left running.
+    pub fn start(config: Config, config_path: &Path) -> Result<Self, StartError> {
+        let mut listeners = Vec::new();
+        for address in &config.listen {
+            let failed = |source| StartError::Listen {
+                address: address.clone(),
+                source,
+            };
+            let bound = bind(address).map_err(failed)?;
+            let local = bound.local_addr().map_err(failed)?;
+            log::info!(address:% = local; "listening");
+            listeners.push(Arc::new(bound));
+        }
+        let metrics = Arc::new(Metrics::new());
+        let balancer = Balancer::new(&config.backends);
+        let limit = config.max_connections;
+        let shared = Arc::new(Shared {
+            connector: Arc::new(Connector::new(&config, balancer)),
+            cancel_keys: CancelKeys::default(),
+            migrator: Migrator::new(config.migration.workers, Arc::clone(&metrics)),
+            metrics,
+            sessions: Registry::default(),
+            session_places: Places::new(limit),
+            stopping: AtomicBool::new(false),
+            config: RwLock::new(Arc::new(config)),
+        });
+        let server = Self {
+            shared,
+            listeners,
+            connections: Places::new(limit + EXTRA_CONNECTIONS),
+            config_path: config_path.to_owned(),
+        };
+        let numbers = Arc::new(AtomicU64::new(0));
+        for listener in &server.listeners {
+            let acceptor = Acceptor {
+                shared: Arc::clone(&server.shared),
+                listener: Arc::clone(listener),
+                connections: Arc::clone(&server.connections),
+                numbers: Arc::clone(&numbers),
+            };
+            thread::Builder::new()
+                .name("accept".to_owned())
+                .spawn(move || acceptor.run())?;
+        }
+        Ok(server)
+    }
+
+    /// Where it listens, ports picked.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.listeners
+            .iter()
+            .filter_map(|l| l.local_addr().ok())
+            .collect()
+    }
+
+    /// Acts on signals until it is told to stop, then drains and returns.
+    pub fn run(self, signals: &Receiver<Signal>) {
+        while let Ok(signal) = signals.recv() {
+            match signal {
+                Signal::Migrate => self.migrate("SIGUSR1", self.shared.sessions.snapshot()),
+                Signal::Reload => self.reload(),
+                Signal::Stop => break,
+            }
+        }
+        self.stop(signals);
+    }
+
+    // ---- rounds ------------------------------------------------------------
+
+    /// Starts a round over `sessions` on a thread of its own.
+    fn migrate(&self, trigger: &'static str, sessions: Vec<Arc<Session>>) {
+        let wait = self.shared.config.read().migration.wait;
+        let round = self.shared.migrator.round(trigger, sessions.len());
+        let number = round.number();
+        log::info!(round = number, trigger, sessions = sessions.len(); "migration round started");
+        let started = thread::Builder::new()
+            .name(format!("round-{number}"))
+            .spawn(move || {
+                let deadline = round.started() + wait;
+                let mut waiting: Vec<Weak<Session>> = Vec::with_capacity(sessions.len());
+                for session in sessions {
+                    session.order_move(&round);
+                    waiting.push(Arc::downgrade(&session));
+                }
+                // A look shortly before the end tells who has made no progress since.
+                let sample = deadline - (wait / 2).min(Duration::from_secs(1));
+                if !round.wait(sample) {
+                    let written: Vec<_> = waiting
+                        .iter()
+                        .map(|session| session.upgrade().map(|session| session.responses_written()))
+                        .collect();
+                    let mut until = deadline;
+                    while !round.wait(until) {
+                        for (session, written) in waiting.iter().zip(&written) {
+                            if let (Some(session), Some(written)) = (session.upgrade(), written) {
+                                session.withdraw(&round, *written);
+                            }
+                        }
+                        // Left are those that only waited for a worker just now.
+                        until = Instant::now() + Duration::from_secs(1);
+                    }
+                }
+                round.summarize();
+            });
+        if let Err(error) = started {
+            log::error!(round = number, reason:% = error; "migration round not started");
+        }
+    }
+
+    // ---- reload ------------------------------------------------------------
+
+    fn reload(&self) {
+        let file = self.config_path.display().to_string();
+        let config = match Config::load(&self.config_path) {
+            Ok(config) => config,
+            Err(error) => {
+                log::error!(file, reason:% = error; "reload failed, nothing changed");
+                return;
+            }
+        };
+        let old = Arc::clone(&self.shared.config.read());
+        if config.listen != old.listen || config.admin_listen != old.admin_listen {
+            log::warn!(file; "listen and admin_listen take effect at the next start");
+        }
+        if config.dialect != old.dialect {
+            log::warn!(file; "dialect takes effect for new sessions");
+        }
+        self.shared.connector.balancer().configure(&config.backends);
+        self.shared.connector.configure(&config);
+        self.shared
+            .migrator
+            .workers()
+            .set_limit(config.migration.workers);
+        self.shared.session_places.set_limit(config.max_connections);
+        self.connections
+            .set_limit(config.max_connections + EXTRA_CONNECTIONS);
+        *self.shared.config.write() = Arc::new(config);
+        log::info!(file; "configuration reloaded");
+        let balancer = self.shared.connector.balancer();
+        let mut leaving = self.shared.sessions.snapshot();
+        leaving.retain(|session| balancer.is_leaving(session.backend()));
+        if !leaving.is_empty() {
+            self.migrate("SIGHUP", leaving);
+        }
+    }
+
+    // ---- the end -----------------------------------------------------------
+
+    /// Takes no new clients, ends each session at its next safe point, and the
+    /// rest at `shutdown_grace` or at the next signal to stop.
+    fn stop(self, signals: &Receiver<Signal>) {
+        let grace = self.shared.config.read().shutdown_grace;
+        let deadline = Instant::now() + grace;
+        self.shared.stopping.store(true, Ordering::SeqCst);
+        for listener in &self.listeners {
+            // Wakes the thread that is blocked in accept; on Linux it then
+            // fails with EINVAL.
+            let _ = rustix::net::shutdown(listener, rustix::net::Shutdown::Both);
+        }
+        let sessions = self.shared.sessions.snapshot();
+        log::info!(sessions = sessions.len(), grace:? = grace; "shutting down");
+        for session in &sessions {
+            session.order_end();
+        }
+        drop(sessions);
+        let emptied = watch_empty(&self.shared.session_places, deadline);
+        let forced = loop {
+            crossbeam_channel::select! {
+                recv(emptied) -> empty => break !empty.unwrap_or(false),
+                recv(signals) -> signal => match signal {
+                    Ok(Signal::Stop) | Err(_) => break true,
+                    Ok(Signal::Migrate | Signal::Reload) => {}
+                },
+            }
+        };
+        if forced {
+            let sessions = self.shared.sessions.snapshot();
+            log::warn!(sessions = sessions.len(); "closing sessions that did not end in time");
+            for session in sessions {
+                session.force_end();
+            }
+        }
+        if !self.connections.wait_empty(Instant::now() + LAST_WORDS) {
+            log::debug!("connections without a session are cut");
+        }
+        log::info!("stopped");
+    }
+}
+
+/// Tells when all places are given back (true), or that `deadline` has passed.
+fn watch_empty(places: &Arc<Places>, deadline: Instant) -> Receiver<bool> {
+    let (sender, receiver) = crossbeam_channel::bounded(1);
+    let places = Arc::clone(places);
+    let watcher = thread::Builder::new()
+        .name("drain".to_owned())
+        .spawn(move || {
+            // Whoever asked may have been told to stop at once.
+            let _ = sender.send(places.wait_empty(deadline));
+        });
+    if let Err(error) = watcher {
+        // The dropped sender reads as "not empty": sessions are closed at once.
+        log::error!(reason:% = error; "cannot wait for sessions to end");
+    }
+    receiver
+}
+
+fn bind(address: &Address) -> io::Result<TcpListener> {
+    let found: Vec<_> = (address.host.as_str(), address.port)
+        .to_socket_addrs()?
+        .collect();
+    TcpListener::bind(found.as_slice())
+}
+
+struct Acceptor {
+    shared: Arc<Shared>,
+    listener: Arc<TcpListener>,
+    connections: Arc<Places>,
+    numbers: Arc<AtomicU64>,
+}
+
+impl Acceptor {
+    fn run(self) {
+        loop {
+            match self.listener.accept() {
+                Ok((stream, client)) => self.serve(stream, client),
+                Err(_) if self.shared.stopping.load(Ordering::SeqCst) => return,
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => {
+                    log::warn!(reason:% = error; "cannot accept a connection");
+                    thread::sleep(ACCEPT_PAUSE);
+                }
+            }
+        }
+    }
+
+    fn serve(&self, stream: TcpStream, client: SocketAddr) {
+        let conn = self.numbers.fetch_add(1, Ordering::Relaxed) + 1;
+        self.shared.metrics.count(Event::Accepted);
+        let Some(place) = self.connections.take() else {
+            self.shared.metrics.count(Event::Refused);
+            log::warn!(conn, client:%; "connection closed: too many connections in their handshake");
+            return;
+        };
+        let shared = Arc::clone(&self.shared);
+        let spawned = thread::Builder::new()
+            .name(format!("request-{conn}"))
+            .stack_size(STACK_BYTES)
+            .spawn(move || {
+                session::serve(&shared, conn, stream, client);
+                drop(place);
+            });
+        if let Err(error) = spawned {
+            self.shared.metrics.count(Event::Refused);
+            log::warn!(conn, client:%, reason:% = error; "connection closed: no thread for it");
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! The startup packet and its three relatives, which come before any tag
+//! (protocol document, "Start-up", "Canceling Requests in Progress", "SSL
+//! Session Encryption").
+
+use crate::error::{Error, Peer, SqlState};
+use crate::message::{put_cstr, put_sized, split_cstr};
+
+/// PostgreSQL refuses longer ones (pqcomm.h, `MAX_STARTUP_PACKET_LENGTH`).
+pub const MAX_STARTUP_BYTES: usize = 10_000;
+
+/// The token of a transferred session.  Whoever sends it logs in without any
+/// other check, so no client may.
+pub const REVIVAL_TOKEN: &[u8] = b"crdb:session_revival_token_base64";
+
+/// Tells a CockroachDB node the client's address behind the proxy.
+pub const REMOTE_ADDRESS: &[u8] = b"crdb:remote_addr";
+
+/// The longest secret of a cancel key (protocol 3.2).
+const MAX_CANCEL_SECRET_BYTES: usize = 256;
+
+/// Request code in a CancelRequest's place of the version.
+const CANCEL_REQUEST: u32 = 80_877_102;
+
+const READING: &str = "reading the startup packet";
+
+/// The first packet of a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Startup {
+    /// A session is asked for.
+    Session(StartupPacket),
+    /// A CancelRequest with this key: process id and secret as on the wire.
+    Cancel(Vec<u8>),
+    /// SSLRequest.
+    Ssl,
+    /// GSSENCRequest.
+    GssEncryption,
+}
+
+/// A StartupMessage.
+#[derive(Clone, PartialEq, Eq)]
+pub struct StartupPacket {
+    /// Minor version of protocol 3.
+    pub minor: u16,
+    /// Names and values in their order; a name may come twice, and the server
+    /// takes the last.
+    pub parameters: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl std::fmt::Debug for StartupPacket {
+    // Values may hold secrets: a token, `options` with a password in it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<_> = self
+            .parameters
+            .iter()
+            .map(|(name, _)| String::from_utf8_lossy(name))
+            .collect();
+        f.debug_struct("StartupPacket")
+            .field("minor", &self.minor)
+            .field("parameters", &names)
+            .finish()
+    }
+}
+
+impl Startup {
+    /// Reads a packet's body, the length field left away.
+    ///
+    /// # Errors
+    /// With the SQLSTATE that PostgreSQL gives: 08P01 for a malformed packet,
+    /// 0A000 for a protocol the proxy does not speak.
+    pub fn parse(body: &[u8]) -> Result<Self, Error> {
+        const SSL_REQUEST: u32 = 80_877_103;
+        const GSSENC_REQUEST: u32 = 80_877_104;
+        let Some((code, rest)) = body.split_first_chunk::<4>() else {
+            return Err(malformed("shorter than its version field"));
+        };
+        match u32::from_be_bytes(*code) {
+            CANCEL_REQUEST if rest.len() > 4 && rest.len() <= 4 + MAX_CANCEL_SECRET_BYTES => {
+                Ok(Self::Cancel(rest.to_vec()))
+            }
+            CANCEL_REQUEST => Err(malformed("a CancelRequest of the wrong length")),
+            SSL_REQUEST if rest.is_empty() => Ok(Self::Ssl),
+            GSSENC_REQUEST if rest.is_empty() => Ok(Self::GssEncryption),
+            SSL_REQUEST | GSSENC_REQUEST => {
+                Err(malformed("an encryption request of the wrong length"))
+            }
+            version => match (version >> 16, (version & 0xffff) as u16) {
+                (3, minor) => StartupPacket::parse(minor, rest).map(Self::Session),
+                (major, minor) => Err(Error::refused(
+                    SqlState::FEATURE_NOT_SUPPORTED,
+                    format!("unsupported frontend protocol {major}.{minor}: sqlproxy speaks 3.x"),
+                )),
+            },
+        }
+    }
+}
+
+impl StartupPacket {
+    fn parse(minor: u16, mut rest: &[u8]) -> Result<Self, Error> {
+        let mut parameters = Vec::new();
+        loop {
+            let Some((name, after)) = split_cstr(rest) else {
+                return Err(malformed("no terminator behind its parameters"));
+            };
+            if name.is_empty() {
+                if !after.is_empty() {
+                    return Err(malformed("bytes behind its terminator"));
+                }
+                return Ok(Self { minor, parameters });
+            }
+            let Some((value, after)) = split_cstr(after) else {
+                return Err(malformed("a parameter without a value"));
+            };
+            parameters.push((name.to_vec(), value.to_vec()));
+            rest = after;
+        }
+    }
+
+    /// The last value of a parameter.
+    #[must_use]
+    pub fn get(&self, name: &[u8]) -> Option<&[u8]> {
+        let found = self.parameters.iter().rfind(|(known, _)| known == name);
+        found.map(|(_, value)| value.as_slice())
+    }
+
+    /// The user's name, for the log.
+    #[must_use]
+    pub fn user(&self) -> String {
+        String::from_utf8_lossy(self.get(b"user").unwrap_or_default()).into_owned()
+    }
+
+    /// The database's name, which is the user's where none is given.
+    #[must_use]
+    pub fn database(&self) -> String {
+        let name = self.get(b"database").filter(|name| !name.is_empty());
+        name.map_or_else(
+            || self.user(),
+            |name| String::from_utf8_lossy(name).into_owned(),
+        )
+    }
+
+    /// Whether a parameter of that name is there, in upper, lower or mixed
+    /// case: CockroachDB folds the names.
+    #[must_use]
+    pub fn has_ignoring_case(&self, name: &[u8]) -> bool {
+        self.parameters
+            .iter()
+            .any(|(known, _)| known.eq_ignore_ascii_case(name))
+    }
+
+    /// Replaces every case variant of `name` by one value.
+    pub fn set_ignoring_case(&mut self, name: &[u8], value: &[u8]) {
+        self.parameters
+            .retain(|(known, _)| !known.eq_ignore_ascii_case(name));
+        self.parameters.push((name.to_vec(), value.to_vec()));
+    }
+
+    /// The packet as it goes over the wire.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        put_sized(&mut out, |out| {
+            out.extend_from_slice(&3u16.to_be_bytes());
+            out.extend_from_slice(&self.minor.to_be_bytes());
+            for (name, value) in &self.parameters {
+                put_cstr(out, name);
+                put_cstr(out, value);
+            }
+            out.push(0);
+        });
+        out
+    }
+}
+
+/// A CancelRequest as it goes over the wire; `key` is process id and secret.
+#[must_use]
+pub fn cancel_request(key: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    put_sized(&mut out, |out| {
+        out.extend_from_slice(&CANCEL_REQUEST.to_be_bytes());
+        out.extend_from_slice(key);
+    });
+    out
+}
+
+fn malformed(what: &'static str) -> Error {
+    Error::protocol(Peer::Client, READING, what)
+}
