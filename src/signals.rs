@@ -46,7 +46,7 @@ pub fn install() -> Result<Receiver<Signal>, SignalError> {
     // First the others: a failure then leaves ctrlc untouched.
     let mut signals = Signals::new([SIGTERM, SIGUSR1, SIGHUP])?;
     let interrupts = sender.clone();
-    ctrlc::try_set_handler(move || {
+    ctrlc::set_handler(move || {
         // Nobody listens any more only when the process is about to end.
         let _ = interrupts.send(Signal::Stop);
     })?;
