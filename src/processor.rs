@@ -11,6 +11,7 @@
 
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -74,6 +75,8 @@ pub struct Context<L: Link, T: Ticket + 'static> {
     pub forwarder: Arc<Forwarder<L, T>>,
     /// What the client has been told of the server's parameters.
     pub parameters: Arc<Mutex<Parameters>>,
+    /// The client has said Terminate: the server's end that follows is its doing.
+    pub terminated: Arc<AtomicBool>,
     /// Carries out an order that a processor found ready; must not block.
     pub start_transfer: Arc<dyn Fn(Ready<L, T>) + Send + Sync>,
 }
@@ -194,7 +197,6 @@ fn requests<L: Link, T: Ticket + 'static>(
     let mut reader = Reader::new(leftover);
     let mut scanner = Scanner::default();
     let mut frames = Vec::new();
-    let mut terminated = false;
     // Whether what has been let go ends within a message.
     let mut inside = false;
     // What a cut or the login left in the buffer is looked at before a read.
@@ -215,7 +217,10 @@ fn requests<L: Link, T: Ticket + 'static>(
                         operation: "in the middle of a message",
                     }));
                 }
-                Received::Eof => return Ok(End::ClientLeft { terminated }),
+                Received::Eof => {
+                    let terminated = context.terminated.load(Ordering::Relaxed);
+                    return Ok(End::ClientLeft { terminated });
+                }
             }
         }
         unscanned = false;
@@ -242,7 +247,7 @@ fn requests<L: Link, T: Ticket + 'static>(
             .last()
             .is_some_and(|frame| frame.tag == FrontendTag::TERMINATE)
         {
-            terminated = true;
+            context.terminated.store(true, Ordering::Relaxed);
         }
         link.server()
             .write_all(reader.buffer.first(admitted), None)
@@ -317,6 +322,9 @@ fn responses<L: Link, T: Ticket + 'static>(
                         peer: Peer::Server,
                         operation: "in the middle of an answer",
                     }));
+                }
+                Received::Eof if context.terminated.load(Ordering::Relaxed) => {
+                    return Ok(End::ClientLeft { terminated: true });
                 }
                 Received::Eof => return Ok(End::ServerLeft { told }),
             }

@@ -68,6 +68,7 @@ pub struct Session {
     forwarder: Arc<Forwarder<ServerLink, MoveTicket>>,
     transfer: TransferContext,
     dialect: Dialect,
+    terminated: Arc<AtomicBool>,
     /// Why it ends; the first word stands.
     cause: Mutex<Option<Cause>>,
     this: Weak<Session>,
@@ -334,6 +335,7 @@ fn open(
         forwarder: Forwarder::new(Exchange::with_skip(skip), link, interrupt),
         transfer,
         dialect: config.dialect,
+        terminated: Arc::default(),
         cause: Mutex::new(None),
         this: Weak::clone(this),
     });
@@ -412,6 +414,7 @@ impl Session {
             client: Arc::clone(&self.client),
             forwarder: Arc::clone(&self.forwarder),
             parameters: Arc::clone(&self.transfer.parameters),
+            terminated: Arc::clone(&self.terminated),
             start_transfer: Arc::new(move |ready| {
                 // A processor runs, so its session is there.
                 if let Some(session) = this.upgrade() {
