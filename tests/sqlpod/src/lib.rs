@@ -1,1 +1,52 @@
-//! placeholder
+//! An embedded CockroachDB-like tenant: a small server that speaks the
+//! PostgreSQL protocol over SQLite, for the demo and the tests of `sqlproxy`.
+//!
+//! Several pods share one database file as a tenant's pods share one store.
+//! A session's state can be carried from one pod to another by the statements
+//! that CockroachDB has for it: `SHOW TRANSFER STATE`, the session revival
+//! token and `crdb_internal.deserialize_session`.
+//!
+//! # Map
+//! `pod` accepts and starts a `session` per connection; it goes through
+//! `login`, then takes message after message (`extended` for that protocol),
+//! runs statements in `execute` (with `transaction` and `copy`), which go to
+//! SQLite through `engine` after `statement` and `translate` have read them.
+//! `prepared` finds out types. `state` and `transfer` carry a session over.
+//! Everything leaves through `output`, where `faults` strike, and `wire`.
+//!
+//! # Locks
+//! Each is a leaf, held for moments and never over I/O or SQLite: the
+//! registry (`pod`), a session's `handle` and `state`, the rules of `faults`.
+//!
+//! # Not PostgreSQL
+//! Statements of a pipeline commit one by one; several in one Query share a
+//! transaction. One writer at a time: a second one waits. No catalog, no
+//! cursors, no LISTEN, COPY in text format only.
+
+mod auth;
+mod config;
+mod copy;
+mod engine;
+mod error;
+mod execute;
+mod extended;
+mod faults;
+mod handle;
+mod lexer;
+mod login;
+mod output;
+mod pod;
+mod prepared;
+mod session;
+mod settings;
+mod state;
+mod statement;
+mod transaction;
+mod transfer;
+mod translate;
+mod types;
+mod wire;
+
+pub use config::{Auth, Config};
+pub use faults::{Fault, Faults, Rule, Step};
+pub use pod::Pod;
