@@ -113,6 +113,8 @@ pub(crate) fn to_text(value: &Value, oid: u32) -> Option<Vec<u8>> {
             Some(flag) => if flag { "t" } else { "f" }.to_owned(),
             None => text.clone(),
         },
+        // An untyped literal in a column of this type.
+        (Value::Text(text), BYTEA) if text.starts_with("\\x") => text.clone(),
         (Value::Text(text), BYTEA) => hex(text.as_bytes()),
         (Value::Text(text), _) => return Some(text.clone().into_bytes()),
         (Value::Blob(bytes), _) => hex(bytes),
