@@ -125,11 +125,12 @@ need_packages() {
         ;;
     esac
 
-    local status=0
+    local status=0 log
+    log=$(mktemp)
     # shellcheck disable=SC2086 # one word a package
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
         --no-install-recommends -o Dpkg::Use-Pty=0 -o Dpkg::Options::=--force-confold \
-        $packages </dev/null || status=$?
+        $packages </dev/null >"$log" 2>&1 || status=$?
 
     if [ -n "$had_conf" ]; then
         if [ -s "$had_conf" ]; then
@@ -140,8 +141,10 @@ need_packages() {
         rm -f "$had_conf"
     fi
     if [ "$status" -ne 0 ]; then
+        tail -n 20 "$log" >&2
         echo "apt-get could not install: $packages" >&2
     fi
+    rm -f "$log"
     return "$status"
 }
 
