@@ -1,0 +1,211 @@
+//! The programs that the demo runs, what they log, and their certain end.
+//!
+//! Each child has a process group of its own, so that the terminal's Ctrl-C
+//! reaches only the demo, which then ends them in order. Should the demo itself
+//! be killed, the kernel ends them: they ask for that before they become the
+//! program they are to be.
+
+use std::collections::VecDeque;
+use std::io::{BufRead as _, BufReader, Read};
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal};
+
+use crate::{Result, Stop, failed};
+
+/// First argument of the demo's own program when it is to become a child.
+pub(crate) const AS_CHILD: &str = "--as-child-of";
+
+/// How long a child may take to end by itself. Longer than it needs, since the
+/// demo has closed its sessions by then; shorter than the limit on the whole end.
+const END_GRACE: Duration = Duration::from_secs(8);
+
+/// What happens outside the demo's own thread.
+pub(crate) enum Event {
+    /// A child logged a line.
+    Line { child: String, text: String },
+    /// A child closed its log, as a process that ends does.
+    Ended { child: String },
+    /// Somebody asked the demo to end.
+    Interrupt,
+}
+
+/// All children, in the order of their start, and the news of them.
+pub(crate) struct Crew {
+    children: Vec<Child>,
+    events: Sender<Event>,
+    inbox: Receiver<Event>,
+    /// The last lines of everybody, for the case that something goes wrong.
+    recent: VecDeque<String>,
+}
+
+struct Child {
+    name: String,
+    process: std::process::Child,
+}
+
+impl Crew {
+    pub(crate) fn new(events: Sender<Event>, inbox: Receiver<Event>) -> Self {
+        Self {
+            children: Vec::new(),
+            events,
+            inbox,
+            recent: VecDeque::new(),
+        }
+    }
+
+    /// Starts `program`, which lies beside the demo's own, and returns its pid.
+    pub(crate) fn start(&mut self, name: &str, program: &str, arguments: &[String]) -> Result<u32> {
+        let own = std::env::current_exe()?;
+        let path: PathBuf = own.with_file_name(program);
+        if !path.is_file() {
+            return failed(format!("{} has not been built", path.display()));
+        }
+        let mut process = Command::new(own)
+            .arg(AS_CHILD)
+            .arg(std::process::id().to_string())
+            .arg(&path)
+            .args(arguments)
+            // The lines the demo waits for are at this level.
+            .env("RUST_LOG", "info")
+            .env("RUST_LOG_STYLE", "never")
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let log = process.stderr.take();
+        let pid = process.id();
+        self.children.push(Child {
+            name: name.to_owned(),
+            process,
+        });
+        if let Some(log) = log {
+            let (name, events) = (name.to_owned(), self.events.clone());
+            thread::spawn(move || follow(log, &name, &events));
+        }
+        Ok(pid)
+    }
+
+    /// The next line of any child: its name and the text. `expecting` says what
+    /// is missing when nothing comes.
+    pub(crate) fn next_line(
+        &mut self,
+        deadline: Instant,
+        expecting: &str,
+    ) -> Result<(String, String)> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match self.inbox.recv_timeout(left) {
+            Ok(Event::Line { child, text }) => {
+                self.remember(&child, &text);
+                Ok((child, text))
+            }
+            Ok(Event::Ended { child }) => failed(format!(
+                "{child} has ended by itself; the last lines of the logs:{}",
+                self.last_lines()
+            )),
+            Ok(Event::Interrupt) | Err(RecvTimeoutError::Disconnected) => Err(Stop::Interrupted),
+            Err(RecvTimeoutError::Timeout) => failed(format!(
+                "in vain waited for {expecting}; the last lines of the logs:{}",
+                self.last_lines()
+            )),
+        }
+    }
+
+    /// Sends a signal to the child of that name.
+    pub(crate) fn signal(&self, name: &str, signal: Signal) -> Result<()> {
+        match self.children.iter().find(|child| child.name == name) {
+            Some(child) => Ok(rustix::process::kill_process(
+                Pid::from_child(&child.process),
+                signal,
+            )?),
+            None => failed(format!("{name} does not run")),
+        }
+    }
+
+    fn remember(&mut self, child: &str, text: &str) {
+        const KEPT_LINES: usize = 15;
+        if self.recent.len() == KEPT_LINES {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(format!("{child}: {text}"));
+    }
+
+    fn last_lines(&self) -> String {
+        let mut lines = String::new();
+        for line in &self.recent {
+            lines += &format!("\n  {line}");
+        }
+        if lines.is_empty() {
+            lines += "\n  (none)";
+        }
+        lines
+    }
+}
+
+impl Drop for Crew {
+    fn drop(&mut self) {
+        // Last started, first ended: the proxy before the pods it is connected to.
+        while let Some(child) = self.children.pop() {
+            drop(child);
+        }
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        // Only our own, unwaited children are signalled, so the pid is theirs.
+        // An error means that the child has ended, which is what is wanted.
+        let _ = rustix::process::kill_process(Pid::from_child(&self.process), Signal::TERM);
+        let deadline = Instant::now() + END_GRACE;
+        while Instant::now() < deadline {
+            if !matches!(self.process.try_wait(), Ok(None)) {
+                return;
+            }
+            // There is no wait with a deadline in the standard library.
+            thread::sleep(Duration::from_millis(5));
+        }
+        eprintln!("demo: {} did not end when asked; killed", self.name);
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Passes on what a child logs, line by line, until it ends.
+fn follow(log: impl Read, name: &str, events: &Sender<Event>) {
+    let mut log = BufReader::new(log);
+    let mut line = Vec::new();
+    while log.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
+        let event = Event::Line {
+            child: name.to_owned(),
+            text: String::from_utf8_lossy(&line).trim_end().to_owned(),
+        };
+        // Where nobody listens any more the log must be read all the same, or
+        // the child would block on a full pipe instead of ending.
+        let _ = events.send(event);
+        line.clear();
+    }
+    let _ = events.send(Event::Ended {
+        child: name.to_owned(),
+    });
+}
+
+/// Turns this process into `program`, to be ended with its parent.
+///
+/// # Errors
+///
+/// When the parent is gone already, or the program cannot be executed.
+pub(crate) fn become_child(parent: &str, program: &str, arguments: &[&str]) -> Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
+    // A parent that ended before that call sends no signal any more.
+    let now = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().to_string());
+    if now.as_deref() != Some(parent) {
+        return failed("the demo ended before its child began");
+    }
+    Err(Command::new(program).args(arguments).exec().into())
+}

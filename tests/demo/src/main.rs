@@ -1,0 +1,85 @@
+//! Shows the proxy's main job to whoever watches, and proves it.
+//!
+//! Starts two pods over one temporary database and the proxy with the
+//! repository's own configuration, opens sessions with state, sends SIGUSR1 and
+//! checks session by session what is left of that state on the other pod. All of
+//! it with the real programs, as an operator would run them: the only thing this
+//! one knows of the proxy is its log.
+//!
+//! `scripts/demo` builds the programs and runs this one. `--once` ends after the
+//! proof, with exit code 0 only if everything held.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+mod act;
+mod children;
+mod log_line;
+mod ports;
+mod session;
+mod settings;
+mod show;
+mod signals;
+
+/// Why the demo ends before its end.
+enum Stop {
+    /// Ctrl-C, or another signal that asks to end.
+    Interrupted,
+    /// Something did not hold; the text says what was expected and what came.
+    Failed(String),
+}
+
+type Result<T> = std::result::Result<T, Stop>;
+
+impl<E: std::error::Error> From<E> for Stop {
+    fn from(error: E) -> Self {
+        let mut text = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            text = format!("{text}: {cause}");
+            source = cause.source();
+        }
+        Self::Failed(text)
+    }
+}
+
+fn failed<T>(text: impl Into<String>) -> Result<T> {
+    Err(Stop::Failed(text.into()))
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let outcome = match arguments.as_slice() {
+        [children::AS_CHILD, parent, program, rest @ ..] => {
+            children::become_child(parent, program, rest)
+        }
+        ["--config", config] => run(Path::new(config), false),
+        ["--config", config, "--once"] => run(Path::new(config), true),
+        _ => failed("usage: scripts/demo [--once]"),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        // What a shell reports for a program that SIGINT ended.
+        Err(Stop::Interrupted) => ExitCode::from(130),
+        Err(Stop::Failed(why)) => {
+            eprintln!("\ndemo: FAILED: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(config: &Path, once: bool) -> Result<()> {
+    let settings = settings::Settings::read(config)?;
+    ports::check_free(&settings, config)?;
+
+    // Removed when it goes out of scope, after the children that use it.
+    let directory = tempfile::Builder::new()
+        .prefix("sqlproxy-demo-")
+        .tempdir()?;
+    let (events, inbox) = std::sync::mpsc::channel();
+    signals::watch(events.clone(), directory.path(), once)?;
+
+    let crew = children::Crew::new(events, inbox);
+    act::Act::new(crew, settings, directory.path()).play(config, once)
+}

@@ -1,0 +1,44 @@
+//! The few facts that the demo takes from `proxy.conf`, so that both agree.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use serde::Deserialize;
+
+use crate::{Result, Stop, failed};
+
+/// What of `proxy.conf` the demo needs; the proxy itself checks the rest.
+#[derive(Deserialize)]
+pub(crate) struct Settings {
+    /// Where clients connect.
+    pub(crate) listen: SocketAddr,
+    /// The administration's address, where there is one.
+    pub(crate) admin_listen: Option<SocketAddr>,
+    /// The pods to start.
+    #[serde(rename = "backend")]
+    pub(crate) pods: Vec<Pod>,
+}
+
+/// One `[[backend]]` section.
+#[derive(Deserialize)]
+pub(crate) struct Pod {
+    pub(crate) name: String,
+    pub(crate) address: SocketAddr,
+}
+
+impl Settings {
+    pub(crate) fn read(path: &Path) -> Result<Self> {
+        let shown = path.display();
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| Stop::Failed(format!("cannot read {shown}: {error}")))?;
+        let settings: Self = toml::from_str(&text).map_err(|error| {
+            Stop::Failed(format!("{shown} is not what the demo can use: {error}"))
+        })?;
+        if settings.pods.len() < 2 {
+            return failed(format!(
+                "{shown} names fewer than two backends: nowhere to move to"
+            ));
+        }
+        Ok(settings)
+    }
+}
