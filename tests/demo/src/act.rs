@@ -226,6 +226,15 @@ impl<'a> Act<'a> {
             problem,
         );
 
+        if let Some(other) = self.sessions.first_mut() {
+            let seen = other.count_notes(name)?;
+            let problem = (seen != "2").then(|| format!("the count is {seen}"));
+            self.show.check(
+                &format!("{} sees the committed row now", other.person.name),
+                problem.as_deref(),
+            );
+        }
+
         let summary = loop {
             let line = self.proxy_line(deadline, "the summary of the round")?;
             if line.starts_with("migration round finished ") {
