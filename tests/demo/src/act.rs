@@ -299,7 +299,7 @@ impl<'a> Act<'a> {
             listen.ip(),
             listen.port()
         ));
-        self.show.say("which pod  SHOW sqlpod.name;");
+        self.show.say("which pod  SELECT sqlpod_name();");
         self.show.say(&format!("move all   kill -USR1 {pid}"));
         if let Some(admin) = self.settings.admin_listen {
             self.show.say(&format!("metrics    http://{admin}/metrics"));

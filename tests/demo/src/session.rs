@@ -60,7 +60,7 @@ impl Session {
 
     /// Asks the session which pod serves it now.
     pub(crate) fn current_pod(&mut self) -> Result<String> {
-        self.one_value("SHOW sqlpod.name")
+        self.one_value("SELECT sqlpod_name()")
     }
 
     /// Opens a transaction with a row in it and leaves it open.
