@@ -44,6 +44,8 @@ pub(crate) struct Act<'a> {
     settings: Settings,
     directory: &'a Path,
     proxy_pid: u32,
+    /// Whether the proxy's HTTP server has said that it is there.
+    has_admin: bool,
 }
 
 impl<'a> Act<'a> {
@@ -55,6 +57,7 @@ impl<'a> Act<'a> {
             settings,
             directory,
             proxy_pid: 0,
+            has_admin: false,
         }
     }
 
@@ -301,7 +304,7 @@ impl<'a> Act<'a> {
         ));
         self.show.say("which pod  SELECT sqlpod_name();");
         self.show.say(&format!("move all   kill -USR1 {pid}"));
-        if let Some(admin) = self.settings.admin_listen {
+        if let Some(admin) = self.settings.admin_listen.filter(|_| self.has_admin) {
             self.show.say(&format!("metrics    http://{admin}/metrics"));
         }
         self.show
@@ -328,6 +331,10 @@ impl<'a> Act<'a> {
                 continue;
             }
             if let Some(line) = event(&text) {
+                if line.starts_with("admin listening ") {
+                    self.has_admin = true;
+                    continue;
+                }
                 self.show.log(line);
                 return Ok(line.to_owned());
             }
