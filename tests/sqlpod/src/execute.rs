@@ -274,7 +274,11 @@ impl Session {
             let changed = statement.raw_execute().map_err(fail)?;
             return Ok(tag_with_count(&sql.tag, changed));
         }
-        let described = prepared.described.get();
+        // COPY is described as having no columns, though its query has some.
+        let described = prepared
+            .described
+            .get()
+            .filter(|columns| columns.len() == statement.column_count());
         let mut columns = described
             .cloned()
             .unwrap_or_else(|| prepared.columns(&statement, None));

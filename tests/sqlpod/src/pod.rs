@@ -275,6 +275,7 @@ impl Inner {
         registry.threads.retain(|thread| !thread.is_finished());
         // Where no thread can be had, the guard is dropped here, and locks.
         drop(registry);
+        self.changed.notify_all();
         let thread = thread::Builder::new().name(name).spawn(move || {
             let wire = Wire::new(Box::new(Plain(socket)));
             let output = Output::new(wire, pod.faults.clone(), Arc::clone(&handle));

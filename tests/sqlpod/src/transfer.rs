@@ -136,7 +136,7 @@ pub(crate) fn human_size(bytes: usize) -> String {
         format!("{}.{} {name}", tenths / 10, tenths % 10)
     } else {
         // The one-decimal figure is rounded once more, half to even.
-        let even = tenths % 10 == 5 && (tenths / 10) % 2 == 0;
+        let even = tenths % 10 == 5 && (tenths / 10).is_multiple_of(2);
         format!(
             "{} {name}",
             if even { tenths / 10 } else { (tenths + 5) / 10 }

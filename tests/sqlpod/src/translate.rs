@@ -61,7 +61,7 @@ pub(crate) fn translate(tokens: &[Token<'_>]) -> String {
         match token.kind {
             Kind::Param => out.push(token.text.replacen('$', "?", 1)),
             Kind::Text => out.push(format!("'{}'", token.value().replace('\'', "''"))),
-            Kind::Op if token.text == "::" => input = cast(&mut out, rest),
+            Kind::Op if token.text == "::" && !rest.is_empty() => input = cast(&mut out, rest),
             Kind::Word if next.is_some_and(|next| next.is(".")) => match token.value().as_str() {
                 "pg_catalog" | "public" => input = tail(rest, 1),
                 "crdb_internal" => {
@@ -81,7 +81,9 @@ pub(crate) fn translate(tokens: &[Token<'_>]) -> String {
                     out.push("strftime('%Y-%m-%d %H:%M:%f+00', 'now')".to_owned());
                     input = tail(rest, 2);
                 }
-                "generate_series" => input = series(&mut out, rest),
+                "generate_series" if next.is_some_and(|next| next.is("(")) => {
+                    input = series(&mut out, rest)
+                }
                 _ => out.push(token.text.to_owned()),
             },
             _ => out.push(token.text.to_owned()),
