@@ -15,13 +15,18 @@ use script::{Doubt, Request, SCHEMA, Script};
 
 use crate::support::postgres::Cluster;
 
-/// Scripts of each property; together they take some ten seconds.
+/// Scripts of each property; three seconds or so.
 const CASES: u32 = 150;
 
-fn check(doubt: Doubt, property: impl Fn(&mut Client<'_>, &Script) -> Result<(), TestCaseError>) {
+fn cluster() -> &'static Cluster {
     static SCHEMA_LOADED: Once = Once::new();
     let cluster = Cluster::shared();
     SCHEMA_LOADED.call_once(|| cluster.client().batch_execute(SCHEMA).unwrap());
+    cluster
+}
+
+fn check(doubt: Doubt, property: impl Fn(&mut Client<'_>, &Script) -> Result<(), TestCaseError>) {
+    let cluster = cluster();
     let monitor = std::cell::RefCell::new(Monitor::new(cluster));
     let wanted = std::env::var("PROPTEST_CASES").ok();
     let mut runner = TestRunner::new(Config {
@@ -87,4 +92,19 @@ fn doubt_is_never_taken_for_safety() {
         client.play(&script.steps)?;
         recover(client).map(|_| ())
     });
+}
+
+/// A Query inside COPY ends the connection; until then nothing is safe.
+#[test]
+fn a_broken_protocol_is_not_safe() {
+    let script = Script::of(&[
+        Request::Query("COPY sink FROM STDIN"),
+        Request::Query("SELECT 1"),
+    ]);
+    let cluster = cluster();
+    let mut monitor = Monitor::new(cluster);
+    let mut client = Client::connect(cluster, &mut monitor, &script, true);
+    let end = client.play(&script.steps).unwrap_err();
+    assert!(end.to_string().ends_with("<G [active] >Q <E <E"), "{end}");
+    assert!(!client.exchange.is_safe(), "{end}");
 }
