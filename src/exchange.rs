@@ -13,10 +13,12 @@
 //! leaves open (a Sync inside COPY, a Query inside a skip) was observed with
 //! PostgreSQL 15, see the property tests.
 
-use std::collections::VecDeque;
+mod queue;
+
 use std::fmt;
 
 use crate::message::{BackendTag, FrontendTag, TransactionStatus};
+use queue::{End, Queue};
 
 /// Where a server resumes after an error of an extended-protocol message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -55,29 +57,6 @@ impl fmt::Display for WaitingFor {
     }
 }
 
-/// What ends a [`Batch`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
-    /// Query or FunctionCall: answers of its own, then ReadyForQuery.
-    Query,
-    /// Sync: ReadyForQuery, and before it at most an error of the commit.
-    Sync,
-    /// CopyDone or CopyFail that no CopyInResponse has claimed yet. It owes
-    /// nothing; it is kept for the place it has between the others.
-    Copy,
-}
-
-/// A stretch of requests up to and including one that ends it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Batch {
-    /// Extended-protocol messages before the end, each of which is answered
-    /// by one completion (Flush, which has none, is not counted).
-    extended: u32,
-    end: End,
-    /// How many such batches follow each other; at least 1.
-    times: u32,
-}
-
 /// State of the COPY FROM STDIN that the server has begun.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum CopyIn {
@@ -95,11 +74,8 @@ enum CopyIn {
 #[derive(Debug)]
 pub struct Exchange {
     rule: SkipRule,
-    /// Batches forwarded and not yet answered, oldest first.
-    queue: VecDeque<Batch>,
-    /// Extended-protocol messages after the last batch in `queue`.
-    open: u32,
-    /// Completions seen of the oldest batch (of `open` if `queue` is empty).
+    queue: Queue,
+    /// Completions seen of the oldest batch, which may be the open one.
     done: u32,
     /// The server drops everything up to a Sync not forwarded yet.
     skipping: bool,
@@ -132,8 +108,7 @@ impl Exchange {
     pub fn with_skip(rule: SkipRule) -> Self {
         Self {
             rule,
-            queue: VecDeque::new(),
-            open: 0,
+            queue: Queue::default(),
             done: 0,
             skipping: false,
             copy_in: CopyIn::None,
@@ -161,7 +136,7 @@ impl Exchange {
             | FrontendTag::CLOSE
                 if !self.skipping =>
             {
-                self.open = self.open.saturating_add(1);
+                self.queue.open = self.queue.open.saturating_add(1);
             }
             FrontendTag::SYNC | FrontendTag::QUERY | FrontendTag::FUNCTION_CALL
                 if self.copy_in == CopyIn::Open =>
@@ -172,23 +147,23 @@ impl Exchange {
             }
             FrontendTag::SYNC => {
                 self.skipping = false;
-                self.push(End::Sync);
+                self.queue.push(End::Sync);
             }
             FrontendTag::QUERY | FrontendTag::FUNCTION_CALL => {
                 if !self.skipping {
-                    self.push(End::Query);
+                    self.queue.push(End::Query);
                 } else if self.rule == SkipRule::Unknown {
                     self.skipping = false;
                     self.doubtful = true;
-                    self.push(End::Sync);
+                    self.queue.push(End::Sync);
                 }
             }
             FrontendTag::COPY_DONE | FrontendTag::COPY_FAIL => {
                 if self.copy_in == CopyIn::Open {
                     self.copy_in = CopyIn::Ended;
-                } else if !self.queue.is_empty() || self.done < self.open {
+                } else if !self.queue.is_empty() || self.done < self.queue.open {
                     // What runs, or will, may yet turn out to be a COPY.
-                    self.push(End::Copy);
+                    self.queue.push(End::Copy);
                 }
             }
             // Flush and Terminate owe nothing; an unknown type makes
@@ -219,7 +194,7 @@ impl Exchange {
                 self.ready();
             }
             BackendTag::COMMAND_COMPLETE => {
-                self.let_go();
+                self.queue.let_go();
                 self.copying = false;
                 if self.copy_in == CopyIn::Ended {
                     // The COPY read everything up to its end.
@@ -235,21 +210,21 @@ impl Exchange {
             | BackendTag::NO_DATA
             | BackendTag::EMPTY_QUERY_RESPONSE
             | BackendTag::PORTAL_SUSPENDED => {
-                self.let_go();
+                self.queue.let_go();
                 self.complete();
             }
             BackendTag::ERROR_RESPONSE => self.error(),
             BackendTag::COPY_IN_RESPONSE => {
-                self.let_go();
+                self.queue.let_go();
                 self.copying = true;
                 self.begin_copy_in();
             }
             BackendTag::COPY_OUT_RESPONSE | BackendTag::COPY_BOTH_RESPONSE => {
-                self.let_go();
+                self.queue.let_go();
                 self.copying = true;
             }
             BackendTag::PARAMETER_DESCRIPTION | BackendTag::FUNCTION_CALL_RESPONSE => {
-                self.let_go();
+                self.queue.let_go();
             }
             _ => {}
         }
@@ -266,7 +241,7 @@ impl Exchange {
     /// Sync, whatever the transaction status.
     #[must_use]
     pub fn is_answered(&self) -> bool {
-        self.queue.is_empty() && self.open == 0 && !self.skipping
+        self.queue.is_empty() && self.queue.open == 0 && !self.skipping
     }
 
     /// True if a request of this type would begin a new batch, so that it may
@@ -284,10 +259,10 @@ impl Exchange {
             | FrontendTag::DESCRIBE
             | FrontendTag::EXECUTE
             | FrontendTag::CLOSE => {
-                self.open == 0
+                self.queue.open == 0
                     && !self.skipping
                     && self.copy_in != CopyIn::Open
-                    && self.queue.back().is_none_or(|b| b.end != End::Copy)
+                    && self.queue.back().is_none_or(|last| last.end != End::Copy)
             }
             _ => false,
         }
@@ -309,31 +284,16 @@ impl Exchange {
             Some(WaitingFor::Copy)
         } else if self.status != TransactionStatus::Idle {
             Some(WaitingFor::OpenTransaction)
-        } else if self.queue.iter().any(|b| b.end != End::Copy) {
+        } else if self.queue.owes_answers() {
             Some(WaitingFor::QueryRunning)
         } else {
             Some(WaitingFor::BatchWithoutSync)
         }
     }
 
-    /// Closes the open batch.
-    fn push(&mut self, end: End) {
-        let extended = std::mem::take(&mut self.open);
-        match self.queue.back_mut() {
-            Some(last) if last.extended == extended && last.end == end && last.times < u32::MAX => {
-                last.times += 1;
-            }
-            _ => self.queue.push_back(Batch {
-                extended,
-                end,
-                times: 1,
-            }),
-        }
-    }
-
     /// One extended-protocol message is answered, or a part of a Query is.
     fn complete(&mut self) {
-        let expected = self.queue.front().map_or(self.open, |b| b.extended);
+        let expected = self.queue.expected();
         if self.done < expected {
             self.done += 1;
             self.pass_copy_ends();
@@ -346,12 +306,12 @@ impl Exchange {
         self.copying = false;
         self.copy_in = CopyIn::None;
         let swallowed = std::mem::take(&mut self.swallowed);
-        while let Some(front) = self.queue.front().copied() {
+        while let Some(front) = self.queue.front() {
             self.done = 0;
             if front.end == End::Copy {
-                self.queue.pop_front();
+                self.queue.remove(0, front.times);
             } else {
-                self.pop_one();
+                self.queue.remove(0, 1);
                 break;
             }
         }
@@ -367,24 +327,22 @@ impl Exchange {
     fn error(&mut self) {
         if self.doubtful {
             // A Sync with nothing before it has nothing that could fail.
-            self.let_go();
+            self.queue.let_go();
         }
         self.copying = false;
         self.copy_in = CopyIn::None;
         let swallowed = std::mem::take(&mut self.swallowed);
         match self.queue.front() {
             Some(front) if self.done >= front.extended => self.owe_swallowed(1, swallowed),
-            None if self.open == 0 => {}
+            None if self.queue.open == 0 => {}
             _ if swallowed == 0 => self.skip(),
             _ => {
                 // Assume that the first of the swallowed ends the skip, and
                 // that what was forwarded after the COPY is therefore run.
                 let answered = self.done.saturating_add(1);
                 self.done = 0;
-                match self.first_mut() {
-                    Some(first) => first.extended = first.extended.saturating_sub(answered),
-                    None => self.open = self.open.saturating_sub(answered),
-                }
+                let oldest = self.queue.first_extended_mut();
+                *oldest = oldest.saturating_sub(answered);
                 self.owe_swallowed(0, swallowed);
             }
         }
@@ -393,22 +351,20 @@ impl Exchange {
     /// Drops what the server drops: everything up to the next Sync.
     fn skip(&mut self) {
         self.done = 0;
-        while let Some(front) = self.queue.front().copied() {
+        while let Some(front) = self.queue.front() {
             match front.end {
                 End::Copy => {}
                 End::Query if self.rule == SkipRule::ToSync => {}
                 End::Query | End::Sync => {
                     self.doubtful |= front.end == End::Query;
-                    if let Some(first) = self.first_mut() {
-                        first.extended = 0;
-                        first.end = End::Sync;
-                    }
+                    self.queue.remove(0, 1);
+                    self.queue.insert_syncs(0, 1);
                     return;
                 }
             }
-            self.queue.pop_front();
+            self.queue.remove(0, front.times);
         }
-        self.open = 0;
+        self.queue.open = 0;
         self.skipping = true;
     }
 
@@ -417,14 +373,7 @@ impl Exchange {
     fn owe_swallowed(&mut self, index: usize, swallowed: u32) {
         if swallowed > 0 {
             self.doubtful = true;
-            self.queue.insert(
-                index,
-                Batch {
-                    extended: 0,
-                    end: End::Sync,
-                    times: swallowed,
-                },
-            );
+            self.queue.insert_syncs(index, swallowed);
         }
     }
 
@@ -432,7 +381,7 @@ impl Exchange {
     /// CopyDone or CopyFail, of which some may have been forwarded already.
     fn begin_copy_in(&mut self) {
         self.copy_in = CopyIn::Open;
-        let Some(front) = self.queue.front().copied() else {
+        let Some(front) = self.queue.front() else {
             return;
         };
         if self.done < front.extended {
@@ -445,18 +394,18 @@ impl Exchange {
     /// COPY by Execute: the oldest batch's own end is part of the COPY.
     fn begin_extended_copy_in(&mut self) {
         // Anything but the end after the Execute breaks the protocol.
-        while let Some(front) = self.queue.front().copied() {
+        while let Some(front) = self.queue.front() {
             if front.extended != self.done.saturating_add(1) {
                 return;
             }
             match front.end {
                 End::Sync => {
                     self.swallowed = self.swallowed.saturating_add(1);
-                    self.drop_first_end();
+                    self.queue.drop_first_end();
                 }
                 End::Copy => {
                     self.copy_in = CopyIn::Ended;
-                    self.drop_first_end();
+                    self.queue.drop_first_end();
                     return;
                 }
                 End::Query => return,
@@ -466,19 +415,15 @@ impl Exchange {
 
     /// COPY by Query: what follows the oldest batch is part of the COPY.
     fn begin_simple_copy_in(&mut self) {
-        while let Some(next) = self.queue.get_mut(1) {
+        while let Some(next) = self.queue.get(1) {
             match next.end {
                 End::Sync if next.extended == 0 => {
                     self.swallowed = self.swallowed.saturating_add(next.times);
-                    self.queue.remove(1);
+                    self.queue.remove(1, next.times);
                 }
                 End::Copy if next.extended == 0 => {
                     self.copy_in = CopyIn::Ended;
-                    if next.times > 1 {
-                        next.times -= 1;
-                    } else {
-                        self.queue.remove(1);
-                    }
+                    self.queue.remove(1, 1);
                     return;
                 }
                 _ => return,
@@ -494,58 +439,10 @@ impl Exchange {
                 return;
             }
             if front.extended == 0 {
-                self.queue.pop_front();
+                self.queue.remove(0, front.times);
             } else {
-                self.drop_first_end();
+                self.queue.drop_first_end();
             }
-        }
-    }
-
-    /// An answer that no Sync can have: the Syncs before the one that it
-    /// belongs to will not be answered, or were answered as another.
-    fn let_go(&mut self) {
-        let lone = |b: &Batch| b.extended == 0 && b.end != End::Query;
-        if self.queue.front().is_none_or(|b| !lone(b)) {
-            return;
-        }
-        if self.open > 0 || !self.queue.iter().all(lone) {
-            while self.queue.front().is_some_and(lone) {
-                self.queue.pop_front();
-            }
-        }
-    }
-
-    /// The first batch of the queue, as an entry of its own.
-    fn first_mut(&mut self) -> Option<&mut Batch> {
-        let front = self.queue.front_mut()?;
-        if front.times > 1 {
-            front.times -= 1;
-            let first = Batch { times: 1, ..*front };
-            self.queue.push_front(first);
-        }
-        self.queue.front_mut()
-    }
-
-    /// Removes the first batch of the queue.
-    fn pop_one(&mut self) {
-        match self.queue.front_mut() {
-            Some(front) if front.times > 1 => front.times -= 1,
-            _ => {
-                self.queue.pop_front();
-            }
-        }
-    }
-
-    /// Removes the end of the first batch of the queue, so that what it ended
-    /// goes on into the next.
-    fn drop_first_end(&mut self) {
-        let Some(extended) = self.queue.front().map(|b| b.extended) else {
-            return;
-        };
-        self.pop_one();
-        match self.first_mut() {
-            Some(first) => first.extended = first.extended.saturating_add(extended),
-            None => self.open = self.open.saturating_add(extended),
         }
     }
 }
