@@ -308,8 +308,12 @@ fn simple_copy(doubt: Doubt) -> impl Strategy<Value = Vec<Request>> {
     let risky = risky.prop_flat_map(move |(sql, copies)| {
         (Just(sql), vec(copy(any_data(syncs), any_end()), copies))
     });
-    prop_oneof![sound, risky].prop_map(|(sql, copies)| {
-        let mut requests = vec![Request::Query(sql)];
+    // What an open batch has put off to the commit would fail a sound COPY.
+    let sound = sound.prop_map(|(sql, copies)| (Some(Request::Sync), sql, copies));
+    let risky = risky.prop_map(|(sql, copies)| (None, sql, copies));
+    prop_oneof![sound, risky].prop_map(|(before, sql, copies)| {
+        let mut requests = Vec::from_iter(before);
+        requests.push(Request::Query(sql));
         requests.extend(copies.into_iter().flatten());
         requests
     })
