@@ -86,6 +86,10 @@ fn extended_batches() {
             ),
             ("error skips to Sync", ">Pb >Bb >Eb >Sq <Eq <ZI."),
             (
+                "error after a Describe",
+                ">Pb >Db >Pb >Qq <1q <tq <nq <Eb >Sq <ZI.",
+            ),
+            (
                 "error before the Sync is sent",
                 ">Pb <Eb >Bb >Eb >Cb >Sq <ZI.",
             ),
