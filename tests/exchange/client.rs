@@ -15,7 +15,7 @@ use super::script::{Pause, Request, Script};
 use crate::support::postgres::{Cluster, USER};
 
 /// How long an answer may take; only a hang reaches it.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Watches a server process from another connection.
 pub(super) struct Monitor {
