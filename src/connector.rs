@@ -226,6 +226,19 @@ impl Connector {
         Err(failed(last))
     }
 
+    /// Whether any active backend takes a TCP connection, each given `patience`.
+    #[must_use]
+    pub fn any_reachable(&self, patience: Duration) -> bool {
+        self.balancer.active().iter().any(|(_, address)| {
+            let deadline = Instant::now() + patience;
+            let found = resolve(address, deadline).unwrap_or_default();
+            found.iter().any(|address| {
+                let left = deadline.saturating_duration_since(Instant::now());
+                !left.is_zero() && TcpStream::connect_timeout(address, left).is_ok()
+            })
+        })
+    }
+
     /// Takes over a new configuration, for dials that begin later.
     pub fn configure(&self, config: &Config) {
         *self.connect_timeout.write() = config.connect_timeout;

@@ -1,31 +1,77 @@
-//! `sqlproxy`: a proxy that moves live SQL sessions between servers.
+//! `sqlproxy`: moves live SQL sessions between servers.
+//!
+//! # Reading order
+//! The modules below stand in the order in which to read them; each uses only
+//! what stands after it.  [`session`] is one client's life, top to bottom: begin
+//! there.
+//!
+//! # Data flow
+//! ```text
+//!            request processor                       bytes of the client
+//!  client ─────────────────────▶ server ─ ─ ─ ▶      while suspended: nothing
+//!         ◀─────────────────────        ◀ ─ ─ ─
+//!            response processor          new server  (transfer's own login)
+//!                   │    ▲
+//!        every frame│    │may it pass?
+//!                   ▼    │
+//!        forwarder: exchange + phases + gate + order, one lock
+//!                        │
+//!                        └──▶ at the safe point: transfer, with both connections
+//! ```
+//!
+//! # Threads
+//! | thread | how many | blocks in |
+//! |---|---|---|
+//! | main | 1 | the signals' channel |
+//! | signals, ctrl-c | 2 | the kernel |
+//! | accept | one a listener | accept |
+//! | request-N: session N, its request processor | one a client | poll, send, the gate |
+//! | response-N: its response processor | one a session | poll, send, the gate |
+//! | transfer-N | one a transfer, at most `workers` | reads until the transfer's deadline |
+//! | round-N | one a round | the round's last outcome, a second at a time |
+//! | admin | 1, and one a request | poll |
+//! | resolve | one a dial of a name | the C library's resolver |
+//!
+//! # Locks
+//! Taken in this order where more than one is held, which is rare; no I/O under
+//! any of them but the two calls on an eventfd.
+//!
+//! | lock | guards | under it |
+//! |---|---|---|
+//! | `Forwarder::state` | one session's exchange, phases, gate, order | `ReadDeadline::expired`, `Workers::places` |
+//! | `Workers::places` | transfers under way and their queue | – |
+//! | `ReadDeadline::expired` | one session's eventfd | – |
+//! | `Round::counts` | a round's outcomes | – |
+//! | `Balancer::backends` | backends and their sessions | – |
+//! | `Registry::entries`, `CancelKeys::keys`, `Places::state` | who is here | – |
+//! | `Session::cause`, `Parameters` | one session's end, what its client was told | – |
 
-pub mod admin;
-pub mod admission;
 pub mod arguments;
+pub mod server;
+pub mod session;
+pub mod admission;
+pub mod processor;
+pub mod transfer;
+pub mod migration;
+pub mod forwarder;
+pub mod exchange;
+pub mod sync;
+pub mod dialect;
+pub mod connector;
 pub mod authentication;
 pub mod balancer;
 pub mod cancel;
-pub mod config;
-pub mod connector;
-pub mod dialect;
-pub mod error;
-pub mod exchange;
-pub mod forwarder;
+pub mod registry;
+pub mod parameters;
+pub mod startup;
 pub mod frame;
+pub mod message;
+pub mod stream;
+pub mod socket;
+pub mod admin;
+pub mod metrics;
+pub mod signals;
 pub mod limits;
 pub mod logging;
-pub mod message;
-pub mod metrics;
-pub mod migration;
-pub mod parameters;
-pub mod processor;
-pub mod registry;
-pub mod server;
-pub mod session;
-pub mod signals;
-pub mod socket;
-pub mod startup;
-pub mod stream;
-pub mod sync;
-pub mod transfer;
+pub mod config;
+pub mod error;

@@ -398,10 +398,10 @@ fn note_response(
     let tag = BackendTag(frame.tag);
     let mut status = None;
     match tag {
-        BackendTag::DATA_ROW | BackendTag::COPY_DATA => {
-            if frames.last().is_some_and(|last| last.tag == tag) {
-                return Verdict::Pass;
-            }
+        BackendTag::DATA_ROW | BackendTag::COPY_DATA
+            if frames.last().is_some_and(|last| last.tag == tag) =>
+        {
+            return Verdict::Pass;
         }
         BackendTag::READY_FOR_QUERY => {
             let Some(body) = frame.body else {

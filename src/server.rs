@@ -9,8 +9,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
+use crate::admin::{Admin, Readiness};
 use crate::balancer::Balancer;
 use crate::cancel::CancelKeys;
 use crate::config::{Address, Config};
@@ -37,6 +38,8 @@ pub struct Server {
     listeners: Vec<Arc<TcpListener>>,
     connections: Arc<Places>,
     config_path: PathBuf,
+    /// Stops serving when the server has gone.
+    _admin: Option<Admin>,
 }
 
 /// Why the proxy could not start.
@@ -63,15 +66,12 @@ impl Server {
     pub fn start(config: Config, config_path: &Path) -> Result<Self, StartError> {
         let mut listeners = Vec::new();
         for address in &config.listen {
-            let failed = |source| StartError::Listen {
-                address: address.clone(),
-                source,
-            };
-            let bound = bind(address).map_err(failed)?;
-            let local = bound.local_addr().map_err(failed)?;
-            log::info!(address:% = local; "listening");
-            listeners.push(Arc::new(bound));
+            listeners.push(Arc::new(listen(address, "listening")?));
         }
+        let admin = match &config.admin_listen {
+            Some(address) => Some(listen(address, "admin listening")?),
+            None => None,
+        };
         let metrics = Arc::new(Metrics::new());
         let balancer = Balancer::new(&config.backends);
         let limit = config.max_connections;
@@ -85,8 +85,16 @@ impl Server {
             stopping: AtomicBool::new(false),
             config: RwLock::new(Arc::new(config)),
         });
+        let admin = match admin {
+            Some(listener) => {
+                let metrics = Arc::clone(&shared.metrics);
+                Some(Admin::start(listener, metrics, readiness(&shared))?)
+            }
+            None => None,
+        };
         let server = Self {
             shared,
+            _admin: admin,
             listeners,
             connections: Places::new(limit + EXTRA_CONNECTIONS),
             config_path: config_path.to_owned(),
@@ -264,6 +272,41 @@ fn watch_empty(places: &Arc<Places>, deadline: Instant) -> Receiver<bool> {
         log::error!(reason:% = error; "cannot wait for sessions to end");
     }
     receiver
+}
+
+/// What `/readyz` answers: at least one active backend takes connections, and
+/// the proxy takes clients.  Asked anew at most once a second.
+fn readiness(shared: &Arc<Shared>) -> Readiness {
+    const FRESH: Duration = Duration::from_secs(1);
+    let shared = Arc::clone(shared);
+    let last: Mutex<Option<(Instant, bool)>> = Mutex::new(None);
+    Arc::new(move || {
+        if shared.stopping.load(Ordering::SeqCst) {
+            return Err("shutting down".to_owned());
+        }
+        let mut last = last.lock();
+        let reachable = match *last {
+            Some((at, reachable)) if at.elapsed() < FRESH => reachable,
+            _ => shared.connector.any_reachable(FRESH),
+        };
+        *last = Some((Instant::now(), reachable));
+        if reachable {
+            Ok(())
+        } else {
+            Err("no active backend can be reached".to_owned())
+        }
+    })
+}
+
+/// Binds, and says so with the port that was picked.
+fn listen(address: &Address, words: &str) -> Result<TcpListener, StartError> {
+    let bound = bind(address).and_then(|bound| Ok((bound.local_addr()?, bound)));
+    let (local, listener) = bound.map_err(|source| StartError::Listen {
+        address: address.clone(),
+        source,
+    })?;
+    log::info!(address:% = local; "{words}");
+    Ok(listener)
 }
 
 fn bind(address: &Address) -> io::Result<TcpListener> {

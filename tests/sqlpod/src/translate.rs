@@ -76,7 +76,9 @@ pub(crate) fn translate(tokens: &[Token<'_>]) -> String {
                 "ilike" => out.push("LIKE".to_owned()),
                 "for" if rest.iter().any(|t| t.is("update") || t.is("share")) => input = &[],
                 "string" if ddl && types_a_column(&out) => out.push("TEXT".to_owned()),
-                "serial" | "bigserial" if ddl && types_a_column(&out) => out.push("INTEGER".to_owned()),
+                "serial" | "bigserial" if ddl && types_a_column(&out) => {
+                    out.push("INTEGER".to_owned())
+                }
                 "now" if rest.iter().take(2).map(|t| t.text).eq(["(", ")"]) => {
                     out.push("strftime('%Y-%m-%d %H:%M:%f+00', 'now')".to_owned());
                     input = tail(rest, 2);
@@ -94,7 +96,11 @@ pub(crate) fn translate(tokens: &[Token<'_>]) -> String {
 
 /// True where a column's type may follow: after its name.
 fn types_a_column(out: &[String]) -> bool {
-    let last = out.iter().rev().map(|piece| piece.trim()).find(|piece| !piece.is_empty());
+    let last = out
+        .iter()
+        .rev()
+        .map(|piece| piece.trim())
+        .find(|piece| !piece.is_empty());
     let name = |last: &str| last.ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == '"');
     last.is_some_and(|last| name(last) && !last.eq_ignore_ascii_case("column"))
 }
