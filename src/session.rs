@@ -366,10 +366,11 @@ impl Opened {
                 .cancel_keys
                 .register(key, Arc::clone(&session) as Arc<dyn Cancellable>)
         });
-        session.log_opened();
         let registered = shared
             .sessions
             .register(session.name.conn, Arc::clone(&session));
+        // What the log calls open is in the next round.
+        session.log_opened();
         if shared.stopping.load(Ordering::SeqCst) {
             // Registered too late to be asked with the others.
             session.order_end();
@@ -448,7 +449,10 @@ impl Session {
         };
         let end = processor::run_requests(&self.context(), from_client);
         self.forwarder.gone(Direction::Request);
-        if matches!(end, End::ClientLeft { .. }) {
+        let client_left = matches!(end, End::ClientLeft { .. });
+        // Before the server hears of it: its end would be taken for the cause.
+        self.set_cause(Cause::End(end));
+        if client_left {
             // What is on its way to the client may still arrive there.
             let link = self.forwarder.link();
             link.stream.close_write();
@@ -456,7 +460,6 @@ impl Session {
                 .forwarder
                 .wait_gone(Direction::Response, Instant::now() + GOODBYE);
         }
-        self.set_cause(Cause::End(end));
         self.close(Closing::Ended);
         if !self
             .forwarder
