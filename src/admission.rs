@@ -4,6 +4,7 @@
 //! Every byte a stranger can send comes through here first.  One deadline over
 //! all steps; a trickled byte never renews it.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -71,7 +72,7 @@ pub fn admit(
         error,
     };
     let mut buffer = Vec::new();
-    for _ in 0..=MAX_ENCRYPTION_REQUESTS {
+    for requests in 0..=MAX_ENCRYPTION_REQUESTS {
         let packet = read_packet(&stream, &mut buffer, deadline);
         let packet = match packet.map_err(|error| refuse(&stream, error))? {
             Some(packet) => packet,
@@ -85,6 +86,7 @@ pub fn admit(
                 return Ok(Admission::Session(Admitted { client, startup }));
             }
             Startup::Cancel(key) => return Ok(Admission::Cancel { key, stream }),
+            Startup::Ssl | Startup::GssEncryption if requests == MAX_ENCRYPTION_REQUESTS => {}
             Startup::Ssl | Startup::GssEncryption => {
                 if !buffer.is_empty() {
                     // Bytes sent in clear in front of a handshake would be taken
@@ -127,7 +129,13 @@ fn read_packet(
             }
         }
         buffer.reserve(1024);
-        let received = stream.read(buffer, Wait::Until(deadline));
+        let received = match stream.read(buffer, Wait::Until(deadline)) {
+            // Some probes close with a reset.
+            Err(error) if error.kind() == ErrorKind::ConnectionReset && buffer.is_empty() => {
+                return Ok(None);
+            }
+            received => received,
+        };
         match received.map_err(|source| Error::io(Peer::Client, READING, source))? {
             Received::Eof if buffer.is_empty() => return Ok(None),
             Received::Eof => {
