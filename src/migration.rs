@@ -197,6 +197,12 @@ impl MoveTicket {
         &self.round
     }
 
+    /// The transfer begins, on that backend: an earlier one may have moved the
+    /// session since the order was given.
+    pub fn begin(&mut self, from: Arc<str>) {
+        self.from = from;
+    }
+
     /// The transfer has ended.
     pub fn finish(mut self, report: &Report) {
         self.report(report);

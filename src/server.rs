@@ -137,21 +137,20 @@ impl Server {
 
     // ---- rounds ------------------------------------------------------------
 
-    /// Starts a round over `sessions` on a thread of its own.
+    /// Starts a round over `sessions`; a thread of its own sees to its end.
     fn migrate(&self, trigger: &'static str, sessions: Vec<Arc<Session>>) {
         let wait = self.shared.config.read().migration.wait;
         let round = self.shared.migrator.round(trigger, sessions.len());
         let number = round.number();
         log::info!(round = number, trigger, sessions = sessions.len(); "migration round started");
+        let (ordered, orders_given) = crossbeam_channel::bounded::<Vec<Weak<Session>>>(1);
+        let watched = Arc::clone(&round);
         let started = thread::Builder::new()
             .name(format!("round-{number}"))
             .spawn(move || {
+                let round = watched;
                 let deadline = round.started() + wait;
-                let mut waiting: Vec<Weak<Session>> = Vec::with_capacity(sessions.len());
-                for session in sessions {
-                    session.order_move(&round);
-                    waiting.push(Arc::downgrade(&session));
-                }
+                let waiting = orders_given.recv().unwrap_or_default();
                 // A look shortly before the end tells who has made no progress since.
                 let sample = deadline - (wait / 2).min(Duration::from_secs(1));
                 if !round.wait(sample) {
@@ -174,7 +173,17 @@ impl Server {
             });
         if let Err(error) = started {
             log::error!(round = number, reason:% = error; "migration round not started");
+            return;
         }
+        // Here and not on the round's thread, so that of two rounds the later
+        // one's order is what a session is left with.
+        let mut waiting = Vec::with_capacity(sessions.len());
+        for session in sessions {
+            session.order_move(&round);
+            waiting.push(Arc::downgrade(&session));
+        }
+        // Its receiver waits for nothing else.
+        let _ = ordered.send(waiting);
     }
 
     // ---- reload ------------------------------------------------------------

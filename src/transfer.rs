@@ -118,11 +118,12 @@ pub fn run(
 ) {
     let Ready {
         suspension,
-        ticket,
+        mut ticket,
         permit,
         ordered,
         suspended,
     } = ready;
+    ticket.begin(Arc::clone(suspension.link().assignment.name()));
     let deadline = suspended + context.timeout;
     let mut attempt = Attempt {
         context,
