@@ -9,4 +9,15 @@
 
 mod support;
 
+mod admission;
+mod answers;
+mod authentication;
+mod cancel;
 mod exchange;
+mod many;
+mod migration;
+mod options;
+mod reload;
+mod shutdown;
+mod split;
+mod transfer;

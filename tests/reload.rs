@@ -1,0 +1,74 @@
+//! SIGHUP: the file is read again and no session notices.
+
+use std::collections::HashSet;
+use std::time::Instant;
+
+use crate::support::proxy::{Proxy, Setup};
+use crate::support::server::{Server, WHO};
+use crate::support::soon;
+
+/// The backend that a new session gets.
+fn backend_of_new_session(proxy: &Proxy) -> String {
+    let position = proxy.log().position();
+    let _client = proxy.login("maria");
+    let opened = proxy.wait_log(position, |line| line.is("session opened"));
+    opened.get("backend").to_owned()
+}
+
+#[test]
+fn sessions_leave_a_backend_that_became_draining() {
+    let servers = [Server::echoing(), Server::echoing()];
+    let setup = Setup::new(&servers.each_ref().map(Server::address));
+    let proxy = setup.start();
+    let mut clients: Vec<_> = (0..6).map(|_| proxy.login("maria")).collect();
+    let position = proxy.log().position();
+    proxy.reconfigure(&setup.clone().state(0, "draining").text());
+    let round = proxy.wait_round(position);
+    // Those on the other one have no reason to move.
+    round.assert_all_moved(3);
+    assert_eq!(round.trigger, "SIGHUP");
+    for client in &mut clients {
+        assert_eq!(client.value(WHO), servers[1].address().to_string());
+    }
+    assert_eq!(backend_of_new_session(&proxy), "pod-1");
+
+    // And it may come back.
+    proxy.reconfigure(&setup.text());
+    let deadline = soon();
+    while backend_of_new_session(&proxy) != "pod-0" {
+        assert!(Instant::now() < deadline);
+    }
+}
+
+#[test]
+fn sessions_leave_a_backend_that_vanished() {
+    let servers = [Server::echoing(), Server::echoing()];
+    let addresses = servers.each_ref().map(Server::address);
+    let proxy = Setup::new(&addresses).start();
+    let mut clients: Vec<_> = (0..4).map(|_| proxy.login("maria")).collect();
+    let position = proxy.log().position();
+    proxy.reconfigure(&Setup::new(&addresses[..1]).text());
+    proxy.wait_round(position).assert_all_moved(2);
+    for client in &mut clients {
+        assert_eq!(client.value(WHO), addresses[0].to_string());
+    }
+}
+
+#[test]
+fn a_broken_file_changes_nothing_and_is_named() {
+    let servers = [Server::echoing(), Server::echoing()];
+    let setup = Setup::new(&servers.each_ref().map(Server::address));
+    let proxy = setup.start();
+    let mut client = proxy.login("maria");
+    let position = proxy.log().position();
+    let broken = setup.clone().state(0, "draining").top("listne = 1").text();
+    proxy.reconfigure(&broken);
+    let complaint = proxy.wait_log(position, |line| line.raw.contains("proxy.conf:"));
+    assert!(["ERROR", "WARN"].contains(&complaint.level.as_str()));
+    assert!(complaint.raw.contains("listne"), "{}", complaint.raw);
+    assert_eq!(client.value("SELECT 1"), "SELECT 1");
+    // Neither is draining: new sessions spread over both.
+    let mut more: Vec<_> = (0..3).map(|_| proxy.login("maria")).collect();
+    let homes: HashSet<_> = more.iter_mut().map(|client| client.value(WHO)).collect();
+    assert_eq!(homes.len(), 2);
+}

@@ -1,0 +1,350 @@
+//! The proxy as a process: its file, its signals, its log, its exit.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Instant;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use super::log::{Line, Log};
+use super::wire::Wire;
+use super::{poll_kernel, soon};
+
+/// What goes into proxy.conf.  `listen` is always a free port.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Setup {
+    top: String,
+    sections: String,
+    backends: Vec<(String, SocketAddr, &'static str)>,
+}
+
+impl Setup {
+    /// The backends are called `pod-0`, `pod-1` and so on.
+    pub(crate) fn new(backends: &[SocketAddr]) -> Self {
+        let named = backends.iter().enumerate();
+        Self {
+            backends: named
+                .map(|(number, address)| (format!("pod-{number}"), *address, "active"))
+                .collect(),
+            ..Self::default()
+        }
+    }
+
+    /// Adds lines before the first section.
+    pub(crate) fn top(mut self, lines: &str) -> Self {
+        writeln!(self.top, "{lines}").unwrap();
+        self
+    }
+
+    /// Adds a section, its header included.
+    pub(crate) fn section(mut self, lines: &str) -> Self {
+        writeln!(self.sections, "{lines}").unwrap();
+        self
+    }
+
+    /// Sets one backend's state.
+    pub(crate) fn state(mut self, backend: usize, state: &'static str) -> Self {
+        self.backends[backend].2 = state;
+        self
+    }
+
+    pub(crate) fn text(&self) -> String {
+        let mut text = format!("listen = \"127.0.0.1:0\"\n{}\n{}", self.top, self.sections);
+        for (name, address, state) in &self.backends {
+            write!(
+                text,
+                "\n[[backend]]\nname = \"{name}\"\naddress = \"{address}\"\nstate = \"{state}\"\n"
+            )
+            .unwrap();
+        }
+        text
+    }
+
+    pub(crate) fn start(&self) -> Proxy {
+        Proxy::start(&self.text())
+    }
+}
+
+/// How a transfer came out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Success,
+    Recoverable,
+    Fatal,
+}
+
+/// A `transfer finished` line.
+#[derive(Debug, Clone)]
+pub(crate) struct Transfer {
+    pub(crate) conn: u64,
+    pub(crate) round: u64,
+    pub(crate) outcome: Outcome,
+    pub(crate) from: String,
+    /// The line as a whole, with the keys that not every outcome has.
+    pub(crate) line: Line,
+}
+
+impl Transfer {
+    fn from_line(line: Line) -> Self {
+        let outcome = match line.get("outcome") {
+            "success" => Outcome::Success,
+            "recoverable" => Outcome::Recoverable,
+            "fatal" => Outcome::Fatal,
+            _ => panic!("unknown outcome: {}", line.raw),
+        };
+        // Promised with every outcome.
+        line.decimal("waited_ms");
+        line.decimal("blocked_ms");
+        assert_eq!(
+            line.fields.contains_key("reason"),
+            outcome != Outcome::Success,
+            "a reason goes with a failure: {}",
+            line.raw
+        );
+        Self {
+            conn: line.number("conn"),
+            round: line.number("round"),
+            outcome,
+            from: line.get("from").to_owned(),
+            line,
+        }
+    }
+
+    pub(crate) fn reason(&self) -> &str {
+        self.line.get("reason")
+    }
+}
+
+/// A `migration round finished` line with the transfers of its round.
+#[derive(Debug, Clone)]
+pub(crate) struct Round {
+    pub(crate) number: u64,
+    pub(crate) trigger: String,
+    pub(crate) sessions: u64,
+    pub(crate) success: u64,
+    pub(crate) recoverable: u64,
+    pub(crate) fatal: u64,
+    pub(crate) transfers: Vec<Transfer>,
+}
+
+impl Round {
+    /// The only transfer of a round over one session.
+    pub(crate) fn only(&self) -> &Transfer {
+        assert_eq!(self.transfers.len(), 1, "{self:?}");
+        &self.transfers[0]
+    }
+
+    /// # Panics
+    /// Unless `sessions` were moved and nothing else happened.
+    pub(crate) fn assert_all_moved(&self, sessions: u64) {
+        assert_eq!(
+            (self.sessions, self.success),
+            (sessions, sessions),
+            "{self:#?}"
+        );
+    }
+}
+
+/// A running proxy, killed when dropped.
+pub(crate) struct Proxy {
+    child: Child,
+    address: SocketAddr,
+    log: Log,
+    directory: TempDir,
+}
+
+impl Proxy {
+    pub(crate) fn start(configuration: &str) -> Self {
+        let directory = TempDir::new().unwrap();
+        let file = directory.path().join("proxy.conf");
+        std::fs::write(&file, configuration).unwrap();
+        let mut child = command()
+            .arg("--config")
+            .arg(&file)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Log::read(child.stderr.take().unwrap());
+        let listening = log.wait(0, soon(), |line| line.is("listening"));
+        let Some(listening) = listening else {
+            child.kill().unwrap();
+            panic!("the proxy does not listen:\n{}", log.text());
+        };
+        Self {
+            child,
+            address: listening.get("address").parse().unwrap(),
+            log,
+            directory,
+        }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub(crate) fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// Rewrites the file and has it read again.
+    pub(crate) fn reconfigure(&self, text: &str) {
+        std::fs::write(self.directory.path().join("proxy.conf"), text).unwrap();
+        self.signal(Signal::HUP);
+    }
+
+    /// For `postgres::Client::connect`.
+    pub(crate) fn connection_string(&self, user: &str) -> String {
+        format!(
+            "host={} port={} user={user} dbname=defaultdb sslmode=disable",
+            self.address.ip(),
+            self.address.port()
+        )
+    }
+
+    /// A client that is logged in and that the next round will find.
+    pub(crate) fn login(&self, user: &str) -> Wire {
+        let client = Wire::login(self.address, user);
+        self.wait_opened(&client);
+        client
+    }
+
+    /// Waits until the proxy has noted a session that a client already has.
+    pub(crate) fn wait_opened(&self, client: &Wire) {
+        let own = client.stream().local_addr().unwrap().to_string();
+        self.wait_log(0, |line| {
+            line.is("session opened") && line.get("client") == own
+        });
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Waits for a line that comes after `position`.
+    pub(crate) fn wait_log(&self, position: usize, wanted: impl Fn(&Line) -> bool) -> Line {
+        match self.log.wait(position, soon(), wanted) {
+            Some(line) => line,
+            None => panic!("the line waited for does not come"),
+        }
+    }
+
+    /// One round: SIGUSR1, and its end.
+    pub(crate) fn migrate(&self) -> Round {
+        let position = self.log.position();
+        self.signal(Signal::USR1);
+        self.wait_round(position)
+    }
+
+    /// The first round that ends after `position`.
+    pub(crate) fn wait_round(&self, position: usize) -> Round {
+        let end = self.wait_log(position, |line| line.is("migration round finished"));
+        let number = end.number("round");
+        let lines = self.log.since(0);
+        let transfers: Vec<_> = lines
+            .into_iter()
+            .filter(|line| line.is("transfer finished"))
+            .map(Transfer::from_line)
+            .filter(|transfer| transfer.round == number)
+            .collect();
+        let round = Round {
+            number,
+            trigger: end.get("trigger").to_owned(),
+            sessions: end.number("sessions"),
+            success: end.number("success"),
+            recoverable: end.number("recoverable"),
+            fatal: end.number("fatal"),
+            transfers,
+        };
+        round.check();
+        round
+    }
+
+    /// Waits until the process has ended by itself.
+    pub(crate) fn wait_exit(&mut self) -> ExitStatus {
+        assert!(self.log.wait_end(soon()), "the proxy goes on");
+        self.child.wait().unwrap()
+    }
+
+    /// Whether it still runs.
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Its threads and file descriptors at this moment.
+    pub(crate) fn resources(&self) -> Resources {
+        let count = |kind: &str| {
+            let directory = format!("/proc/{}/{kind}", self.child.id());
+            std::fs::read_dir(directory).unwrap().count()
+        };
+        Resources {
+            threads: count("task"),
+            descriptors: count("fd"),
+        }
+    }
+
+    /// Waits until no more than `before` is in use.
+    pub(crate) fn wait_resources(&self, before: Resources) {
+        poll_kernel(
+            || {
+                let now = self.resources();
+                now.threads <= before.threads && now.descriptors <= before.descriptors
+            },
+            || format!("leaked: {before:?} became {:?}", self.resources()),
+        );
+    }
+}
+
+impl Round {
+    /// Every session of a round has exactly one outcome, and the sums are true.
+    fn check(&self) {
+        let count = |outcome| {
+            let all = self.transfers.iter();
+            all.filter(|transfer| transfer.outcome == outcome).count() as u64
+        };
+        let counted = [Outcome::Success, Outcome::Recoverable, Outcome::Fatal].map(count);
+        let said = [self.success, self.recoverable, self.fatal];
+        assert_eq!(counted, said, "{self:#?}");
+        assert_eq!(said.iter().sum::<u64>(), self.sessions, "{self:#?}");
+        let mut sessions: Vec<_> = self
+            .transfers
+            .iter()
+            .map(|transfer| transfer.conn)
+            .collect();
+        sessions.sort_unstable();
+        sessions.dedup();
+        assert_eq!(sessions.len(), self.transfers.len(), "{self:#?}");
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        // Both fail only where the process is already gone.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("the proxy's log:\n{}", self.log.text());
+        }
+    }
+}
+
+/// What must be back where it was at the end of a test.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Resources {
+    pub(crate) threads: usize,
+    pub(crate) descriptors: usize,
+}
+
+/// The proxy's program, without the logger's settings of whoever runs the tests.
+pub(crate) fn command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sqlproxy"));
+    command.env_remove("RUST_LOG").env_remove("RUST_LOG_STYLE");
+    command
+}
+
+/// A deadline that has already been reached by what was said before: for
+/// looking at the log without waiting.
+pub(crate) fn now() -> Instant {
+    Instant::now()
+}
