@@ -4,7 +4,8 @@ use rusqlite::types::Value;
 
 use crate::engine::translate_error;
 use crate::error::{Failure, PgError};
-use crate::prepared::{Column, table_columns};
+use crate::prepared::Column;
+use crate::scope::table_columns;
 use crate::session::{Session, Txn};
 use crate::statement::quote;
 use crate::types;

@@ -1,17 +1,15 @@
 //! Runs statements: the session's own, and SQLite's, inside the transaction
 //! rules of PostgreSQL.
 
-use std::sync::Arc;
-
 use rusqlite::types::Value;
 use rusqlite::{CachedStatement, Connection};
 
 use crate::engine::{has_temporary_tables, open_session, translate_error};
 use crate::error::{Failure, PgError};
 use crate::output::{Answer, Output, Purpose};
+use crate::prepare::unknown_statement;
 use crate::prepared::{Column, Prepared};
 use crate::session::{Session, Txn};
-use crate::state::duplicate;
 use crate::statement::{Sql, Statement};
 use crate::transfer::issue_token;
 use crate::types;
@@ -152,7 +150,7 @@ impl Session {
 
     /// A failed transaction takes nothing but its end, and the statements
     /// that only look at the session.
-    fn check_allowed(&self, statement: &Statement) -> Result<(), PgError> {
+    pub(crate) fn check_allowed(&self, statement: &Statement) -> Result<(), PgError> {
         let ends = match statement {
             Statement::Commit | Statement::Rollback | Statement::ShowTransferState { .. } => true,
             Statement::Savepoint { tag, .. } => *tag == "ROLLBACK",
@@ -260,8 +258,7 @@ impl Session {
             return Err(PgError::new("XX000", "no database").into());
         };
         {
-            let temporary_tables =
-                sql.text.contains("serialize_session") && has_temporary_tables(db);
+            let temporary_tables = sql.serializes && has_temporary_tables(db);
             let mut state = state.lock();
             state.in_transaction = in_transaction;
             state.temporary_tables = temporary_tables;
@@ -305,97 +302,6 @@ impl Session {
         }
         Ok(tag_with_count(&sql.tag, count))
     }
-
-    /// The columns that a statement will answer with; none for most of the
-    /// session's own.
-    pub(crate) fn describe(&mut self, prepared: &Prepared) -> Result<Vec<Column>, PgError> {
-        match &prepared.statement {
-            Statement::Show(name) => Ok(vec![Column::text(name)]),
-            Statement::ShowTransferState { key } => Ok(transfer_columns(key.is_some())),
-            Statement::Execute { name, .. } => {
-                let inner = self.statement(name)?;
-                self.describe(&inner)
-            }
-            Statement::Sql(sql) => {
-                if let Some(columns) = prepared.described.get() {
-                    return Ok(columns.clone());
-                }
-                self.db()?;
-                let Some(db) = &self.db else {
-                    return Ok(Vec::new());
-                };
-                let statement = db
-                    .prepare_cached(&sql.text)
-                    .map_err(|e| self.sql_error(&e))?;
-                Ok(prepared.columns(&statement, Some(db)))
-            }
-            _ => Ok(Vec::new()),
-        }
-    }
-
-    /// Adds a named statement, or replaces the unnamed one.
-    pub(crate) fn prepare(&mut self, name: &str, sql: &str, types: &[u32]) -> Result<(), PgError> {
-        if !name.is_empty() && self.state.lock().statements.contains_key(name) {
-            return Err(duplicate(name));
-        }
-        let simple = Prepared::simple(sql)?;
-        self.check_allowed(&simple.statement)?;
-        let prepared = match &simple.statement {
-            Statement::Sql(inner) => {
-                let prepared = Prepared::typed(sql, types, self.db()?)?;
-                let checked = self.db()?.prepare_cached(&inner.text).map(|_| ());
-                checked.map_err(|error| self.sql_error(&error))?;
-                prepared
-            }
-            _ => simple,
-        };
-        self.state
-            .lock()
-            .statements
-            .insert(name.to_owned(), Arc::new(prepared));
-        Ok(())
-    }
-
-    pub(crate) fn statement(&self, name: &str) -> Result<Arc<Prepared>, PgError> {
-        self.state
-            .lock()
-            .statements
-            .get(name)
-            .cloned()
-            .ok_or_else(|| unknown_statement(name))
-    }
-
-    /// The arguments of EXECUTE, which are expressions, as typed values.
-    fn evaluate(&mut self, prepared: &Prepared, args: &[String]) -> Result<Vec<Value>, PgError> {
-        if args.len() != prepared.params.len() {
-            let text = format!(
-                "wrong number of parameters: expected {}, got {}",
-                prepared.params.len(),
-                args.len()
-            );
-            return Err(PgError::new("42601", text));
-        }
-        if args.is_empty() {
-            return Ok(Vec::new());
-        }
-        self.db()?;
-        let Some(db) = &self.db else {
-            return Ok(Vec::new());
-        };
-        let query = format!("SELECT {}", args.join(", "));
-        let values: Result<Vec<Value>, _> = db.query_row(&query, [], |row| {
-            (0..args.len()).map(|at| row.get(at)).collect()
-        });
-        let values = values.map_err(|error| self.sql_error(&error))?;
-        let typed = values
-            .into_iter()
-            .zip(&prepared.params)
-            .map(|(value, oid)| match value {
-                Value::Text(text) => types::from_text(*oid, &text),
-                other => Ok(other),
-            });
-        typed.collect()
-    }
 }
 
 pub(crate) fn transfer_columns(with_key: bool) -> Vec<Column> {
@@ -435,11 +341,4 @@ fn tag_with_count(tag: &str, count: usize) -> String {
         "SELECT" | "UPDATE" | "DELETE" | "COPY" | "SHOW TABLES" => format!("{tag} {count}"),
         _ => tag.to_owned(),
     }
-}
-
-fn unknown_statement(name: &str) -> PgError {
-    PgError::new(
-        "26000",
-        format!("prepared statement \"{name}\" does not exist"),
-    )
 }

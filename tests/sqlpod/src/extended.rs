@@ -123,7 +123,7 @@ impl Session {
         let mut columns = self.describe(&portal.prepared)?;
         let open = columns.iter().any(|column| column.oid == types::UNKNOWN);
         let reads = matches!(&portal.prepared.statement, Statement::Sql(sql)
-            if sql.tag == "SELECT" && !sql.text.contains("_session"));
+            if sql.tag == "SELECT" && !sql.restores && !sql.serializes);
         if open && reads && portal.pending.is_none() {
             let found = self.collect(portal)?;
             for (column, found) in columns.iter_mut().zip(found) {

@@ -66,7 +66,14 @@ fn literal(text: &str) -> String {
         return inner(text, quote).to_owned();
     }
     if text.starts_with('\'') {
-        return inner(text, 1).replace("''", "'");
+        let body = inner(text, 1);
+        // Most literals have no quote inside, and some are very large.
+        let plain = !body.contains('\'');
+        return if plain {
+            body.to_owned()
+        } else {
+            body.replace("''", "'")
+        };
     }
     let body = inner(text.get(1..).unwrap_or_default(), 1).replace("''", "'");
     let mut result = String::new();
@@ -154,21 +161,25 @@ fn number(text: &str) -> usize {
     }
 }
 
-/// Length of a quoted token whose quote stands at `open`.
+/// Length of a quoted token whose quote stands at `open`. Jumps from quote to
+/// quote: a literal may be as large as a message.
 fn quoted(text: &str, open: usize, escapes: bool) -> Option<usize> {
     let quote = text.get(open..)?.chars().next()?;
-    let mut chars = text.char_indices().skip(open + 1).peekable();
-    while let Some((at, c)) = chars.next() {
-        if c == '\\' && escapes {
-            chars.next();
-        } else if c == quote {
-            match chars.peek() {
-                Some((_, next)) if *next == quote => chars.next(),
-                _ => return Some(at + 1),
-            };
+    let mut at = open + 1;
+    loop {
+        let rest = text.get(at..)?;
+        let found = if escapes {
+            rest.find([quote, '\\'])
+        } else {
+            rest.find(quote)
+        }?;
+        let mut chars = rest.get(found..)?.chars();
+        let first = chars.next()?;
+        match chars.next() {
+            Some(next) if first == '\\' || next == quote => at += found + 1 + next.len_utf8(),
+            _ => return Some(at + found + 1),
         }
     }
-    None
 }
 
 fn dollar(text: &str) -> Option<usize> {

@@ -10,8 +10,9 @@
 //! `pod` accepts and starts a `session` per connection; it goes through
 //! `login`, then takes message after message (`extended` for that protocol),
 //! runs statements in `execute` (with `transaction` and `copy`), which go to
-//! SQLite through `engine` after `statement` and `translate` have read them.
-//! `prepared` finds out types. `state` and `transfer` carry a session over.
+//! SQLite through `engine` after `statement` (with `parser`) and `translate`
+//! have read them. `prepare` keeps statements, `prepared` and `scope` find out
+//! their types. `state` and `transfer` carry a session over.
 //! Everything leaves through `output`, where `faults` strike, and `wire`.
 //!
 //! # Locks
@@ -35,8 +36,11 @@ mod handle;
 mod lexer;
 mod login;
 mod output;
+mod parser;
 mod pod;
+mod prepare;
 mod prepared;
+mod scope;
 mod session;
 mod settings;
 mod state;

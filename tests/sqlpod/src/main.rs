@@ -2,8 +2,6 @@
 
 use std::process::ExitCode;
 
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 use sqlpod::{Config, Pod, Rule};
 
 const USAGE: &str = "\
@@ -30,13 +28,17 @@ fn run() -> Result<(), String> {
     };
     let (name, listen) = (config.name.clone(), config.listen.clone());
     // Signals are caught before anything can be interrupted by one.
-    let mut signals = Signals::new([SIGINT, SIGTERM])
-        .map_err(|error| format!("cannot catch signals: {error}"))?;
+    let (ended, end) = std::sync::mpsc::channel();
+    ctrlc::set_handler(move || {
+        // Nobody listens any more once the pod is ending.
+        let _ = ended.send(());
+    })
+    .map_err(|error| format!("cannot catch signals: {error}"))?;
     let mut pod =
         Pod::start(config).map_err(|error| format!("cannot start on {listen}: {error}"))?;
     rules.into_iter().for_each(|rule| pod.faults().add(rule));
     eprintln!("sqlpod listening name={name} address={}", pod.address());
-    signals.forever().next();
+    end.recv().map_err(|error| error.to_string())?;
     pod.stop();
     eprintln!("sqlpod stopped name={name}");
     Ok(())

@@ -2,6 +2,7 @@
 //!
 //! Knows nothing of SQL or of faults. What is sent is buffered until `flush`.
 
+use std::ffi::CStr;
 use std::io::{self, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -255,13 +256,10 @@ impl<'a> Fields<'a> {
     }
 
     pub(crate) fn text(&mut self) -> Result<&'a str, PgError> {
-        let end = self
-            .0
-            .iter()
-            .position(|byte| *byte == 0)
-            .ok_or_else(malformed)?;
-        let text = self.bytes(end)?;
-        self.bytes(1)?;
+        let text = CStr::from_bytes_until_nul(self.0)
+            .map_err(|_| malformed())?
+            .to_bytes();
+        self.bytes(text.len() + 1)?;
         utf8(text)
     }
 }
