@@ -273,6 +273,23 @@ impl Socket {
         Ok(())
     }
 
+    /// Sends what the kernel takes at once, which may be nothing, and returns
+    /// how much that was.
+    ///
+    /// # Errors
+    /// What the kernel says of the connection.
+    pub fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {
+        match send(
+            &self.stream,
+            bytes,
+            SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
+        ) {
+            Ok(count) => Ok(count),
+            Err(Errno::AGAIN | Errno::INTR) => Ok(0),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// What has come and waits to be read, without taking it: a look at the
     /// first byte.  `None` where nothing has come yet.
     ///

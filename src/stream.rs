@@ -7,6 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Instant;
 
+use crate::duplex::Duplex;
 use crate::socket::{Received, Socket, Wait};
 
 /// A connection to a client or a server, ready for messages.
@@ -14,16 +15,20 @@ use crate::socket::{Received, Socket, Wait};
 pub enum Stream {
     /// As it comes from the socket.
     Plain(Socket),
+    /// Encrypted.
+    Tls(Box<Duplex>),
 }
 
 impl Stream {
     /// Appends decrypted bytes to `buffer`, at most its spare capacity.
     ///
     /// # Errors
-    /// As [`Socket::read`].
+    /// As [`Socket::read`]; with TLS, `UnexpectedEof` where the peer's bytes end
+    /// without the notice that they do.
     pub fn read(&self, buffer: &mut Vec<u8>, wait: Wait) -> io::Result<Received> {
         match self {
             Self::Plain(socket) => socket.read(buffer, wait),
+            Self::Tls(duplex) => duplex.read(buffer, wait),
         }
     }
 
@@ -35,6 +40,7 @@ impl Stream {
     pub fn write_all(&self, bytes: &[u8], deadline: Option<Instant>) -> io::Result<()> {
         match self {
             Self::Plain(socket) => socket.write_all(bytes, deadline),
+            Self::Tls(duplex) => duplex.write_all(bytes, deadline),
         }
     }
 
@@ -47,6 +53,27 @@ impl Stream {
     pub fn close_write(&self) {
         match self {
             Self::Plain(socket) => socket.shutdown_write(),
+            Self::Tls(duplex) => duplex.close_write(),
+        }
+    }
+
+    /// Gives back what room the stream keeps for the next long write: for the
+    /// direction that has had nothing to write for a while.
+    pub fn release_write_buffer(&self) {
+        match self {
+            Self::Plain(_) => {}
+            Self::Tls(duplex) => duplex.release_write_buffer(),
+        }
+    }
+
+    /// DER of the certificate that this connection's TLS server has shown: ours
+    /// on the client's stream, the server's on the server's.  `None` without
+    /// TLS.
+    #[must_use]
+    pub fn server_certificate(&self) -> Option<Vec<u8>> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Tls(duplex) => duplex.server_certificate(),
         }
     }
 
@@ -68,6 +95,7 @@ impl Stream {
     pub fn socket(&self) -> &Socket {
         match self {
             Self::Plain(socket) => socket,
+            Self::Tls(duplex) => duplex.socket(),
         }
     }
 }
