@@ -21,3 +21,4 @@ mod reload;
 mod shutdown;
 mod split;
 mod transfer;
+mod tls;
