@@ -21,6 +21,9 @@
 //! Invariant: one reader and one writer at a time, as for the socket below.
 //! Renegotiation (TLS 1.2) is not for us: PostgreSQL has done without since 9.5.
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 use std::sync::Arc;
@@ -326,15 +329,17 @@ impl Duplex {
         deadline: Option<Instant>,
     ) -> io::Result<()> {
         loop {
-            bytes = core.encrypt(bytes)?;
+            let rest = core.encrypt(bytes);
+            // Also where the library fails: it may have an alert to send.
             let records = std::mem::take(core.engine.transport().outgoing());
             if records.is_empty() {
                 core.reuse_outgoing(records);
-                return Ok(());
+                return rest.map(drop);
             }
             let sent = MutexGuard::unlocked(core, || self.socket.write_all(&records, deadline));
             core.reuse_outgoing(records);
             sent?;
+            bytes = rest?;
         }
     }
 

@@ -95,6 +95,11 @@ impl Transport {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn incoming_capacity(&self) -> usize {
+        self.incoming.capacity()
+    }
+
     /// What the library wants sent.
     pub(crate) fn outgoing(&mut self) -> &mut Vec<u8> {
         &mut self.outgoing

@@ -359,6 +359,35 @@ fn a_forged_record_is_an_error_and_answered_by_an_alert() {
     assert_eq!(first, [ALERT]);
 }
 
+#[test]
+fn an_alert_goes_out_behind_the_records_of_a_write_under_way() {
+    let (stream, mut peer) = connect(
+        (Leg::Client, SslVersion::TLS1_2),
+        &ReadDeadline::new().unwrap(),
+        plain,
+    );
+    let writer = in_thread({
+        let stream = Arc::clone(&stream);
+        move || stream.write_all(&vec![7; 64 * 1024 * 1024], None)
+    });
+    peer.get_ref().peek(&mut [0]).unwrap();
+    let forged = [[0x17, 3, 3, 0, 40].as_slice(), &[9; 40]].concat();
+    peer.get_mut().write_all(&forged).unwrap();
+    let error = stream
+        .read(&mut Vec::with_capacity(1), FOREVER)
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidData, "{error}");
+    let mut buffer = vec![0; 100_000];
+    let end = loop {
+        match peer.ssl_read(&mut buffer) {
+            Ok(count) => assert!(buffer[..count].iter().all(|byte| *byte == 7)),
+            Err(end) => break end,
+        }
+    };
+    assert!(end.to_string().contains("alert bad record mac"), "{end}");
+    assert!(writer.join().unwrap().is_err());
+}
+
 /// Runs `openssl s_client` against the client leg.
 fn s_client(arguments: &[&str]) -> (Arc<Stream>, std::process::Child) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -50,17 +50,9 @@ fn direct_tls_needs_the_protocols_name() {
         (b"\x0apostgresql", true, None),
         (b"\x08http/1.1\x0apostgresql", true, None),
         (b"", true, Some("without ALPN")),
-        (
-            b"\x08http/1.1",
-            true,
-            Some("no suitable application protocol"),
-        ),
+        (b"\x08http/1.1", true, Some("application protocol")),
         (b"", false, None),
-        (
-            b"\x08http/1.1",
-            false,
-            Some("no suitable application protocol"),
-        ),
+        (b"\x08http/1.1", false, Some("application protocol")),
     ];
     for (offer, direct, refusal) in cases {
         let client = client_with(|client| {
@@ -69,12 +61,7 @@ fn direct_tls_needs_the_protocols_name() {
             }
         });
         let error = accept(&context, client, direct).err();
-        let text = error.map(|error| {
-            error.to_string().replace(
-                "no application protocol",
-                "no suitable application protocol",
-            )
-        });
+        let text = error.map(|error| error.to_string());
         match (refusal, text) {
             (None, None) => {}
             (Some(refusal), Some(text)) => assert!(text.contains(refusal), "{text}"),
@@ -321,7 +308,14 @@ fn connect(
         }
         assert_eq!(request, [0, 0, 0, 8, 4, 210, 22, 47]);
         tcp.write_all(answer).unwrap();
-        let mut tls = acceptor?.accept(tcp).ok()?;
+        let Some(acceptor) = acceptor else {
+            if answer == b"S" {
+                // What stayed unread would make the end a reset.
+                let _ = tcp.read(&mut [0; 4096]);
+            }
+            return None;
+        };
+        let mut tls = acceptor.accept(tcp).ok()?;
         let _ = tls.read(&mut [0; 8]);
         tls.ssl().servername(NameType::HOST_NAME).map(str::to_owned)
     });
