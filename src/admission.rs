@@ -15,6 +15,7 @@ use crate::frame::FrameReader;
 use crate::socket::{Received, Socket, Wait};
 use crate::startup::{MAX_STARTUP_BYTES, REMOTE_ADDRESS, REVIVAL_TOKEN, Startup, StartupPacket};
 use crate::stream::Stream;
+use crate::tls::{ClientTlsContext, HANDSHAKE_RECORD};
 
 const READING: &str = "reading the startup packet";
 
@@ -56,7 +57,8 @@ pub struct Refusal {
     pub error: Error,
 }
 
-/// Takes a new connection up to its startup packet, until `deadline`.
+/// Takes a new connection up to its startup packet, until `deadline`; with `tls`
+/// through a handshake where the client asks for one.
 ///
 /// # Errors
 /// The connection with what it is to be told.
@@ -64,48 +66,159 @@ pub fn admit(
     socket: Socket,
     client_address: SocketAddr,
     dialect: Dialect,
+    tls: Option<&ClientTlsContext>,
     deadline: Instant,
 ) -> Result<Admission, Refusal> {
-    let stream = Arc::new(Stream::Plain(socket));
-    let refuse = |stream: &Arc<Stream>, error| Refusal {
-        stream: Some(Arc::clone(stream)),
+    let untold = |error| Refusal {
+        stream: None,
+        error,
+    };
+    let first = match socket.peek(deadline) {
+        Ok(Some(first)) => first,
+        Ok(None) => return Ok(Admission::Probe),
+        // Some probes close with a reset.
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(Admission::Probe),
+        Err(error) => {
+            let error = Error::io(Peer::Client, READING, error);
+            let stream = Some(Arc::new(Stream::Plain(socket)));
+            return Err(Refusal { stream, error });
+        }
+    };
+    let direct = first == HANDSHAKE_RECORD;
+    let asked = match (direct, tls) {
+        (true, Some(_)) => Asked::ForTls(socket),
+        // A length field that begins so is too long: refused below.
+        _ => ask(socket, client_address, dialect, tls, deadline)?,
+    };
+    let socket = match asked {
+        Asked::Admitted(admission) => return Ok(admission),
+        Asked::ForTls(socket) => socket,
+    };
+    let Some(tls) = tls else {
+        let what = "asked for TLS where there is none";
+        return Err(untold(Error::protocol(Peer::Client, READING, what)));
+    };
+    let stream = tls
+        .accept(socket, deadline, direct)
+        .map_err(|source| untold(Error::io(Peer::Client, "the TLS handshake", source)))?;
+    let stream = Arc::new(stream);
+    let refuse = |error| Refusal {
+        stream: Some(Arc::clone(&stream)),
         error,
     };
     let mut buffer = Vec::new();
-    for requests in 0..=MAX_ENCRYPTION_REQUESTS {
-        let packet = read_packet(&stream, &mut buffer, deadline);
-        let packet = match packet.map_err(|error| refuse(&stream, error))? {
-            Some(packet) => packet,
-            None => return Ok(Admission::Probe),
+    match next(&stream, &mut buffer, deadline).map_err(refuse)? {
+        None => Ok(Admission::Probe),
+        Some(Startup::Session(startup)) => welcome(
+            Arc::clone(&stream),
+            buffer,
+            startup,
+            client_address,
+            dialect,
+        )
+        .map_err(refuse),
+        Some(Startup::Cancel(key)) => Ok(Admission::Cancel { key, stream }),
+        Some(Startup::Ssl | Startup::GssEncryption) => Err(refuse(Error::protocol(
+            Peer::Client,
+            READING,
+            "an encryption request inside TLS",
+        ))),
+    }
+}
+
+/// What a client wants before any encryption.
+enum Asked {
+    Admitted(Admission),
+    /// It has its `S` and begins the handshake.
+    ForTls(Socket),
+}
+
+/// The packets in clear: encryption requests, then a startup packet.
+fn ask(
+    socket: Socket,
+    client_address: SocketAddr,
+    dialect: Dialect,
+    tls: Option<&ClientTlsContext>,
+    deadline: Instant,
+) -> Result<Asked, Refusal> {
+    let stream = Stream::Plain(socket);
+    let mut buffer = Vec::new();
+    let mut requests = 0;
+    let refused = loop {
+        let packet = match next(&stream, &mut buffer, deadline) {
+            Ok(None) => return Ok(Asked::Admitted(Admission::Probe)),
+            Ok(Some(packet)) => packet,
+            Err(error) => break error,
         };
-        match Startup::parse(&packet).map_err(|error| refuse(&stream, error))? {
-            Startup::Session(mut startup) => {
-                check(&mut startup, client_address, dialect)
-                    .map_err(|error| refuse(&stream, error))?;
-                let client = FrameReader::new(stream, Peer::Client, buffer);
-                return Ok(Admission::Session(Admitted { client, startup }));
+        match packet {
+            Startup::Session(_) if tls.is_some_and(ClientTlsContext::is_required) => {
+                let text = "sqlproxy requires an encrypted connection (sslmode=require)";
+                break Error::refused(SqlState::INVALID_AUTHORIZATION, text);
             }
-            Startup::Cancel(key) => return Ok(Admission::Cancel { key, stream }),
-            Startup::Ssl | Startup::GssEncryption if requests == MAX_ENCRYPTION_REQUESTS => {}
-            Startup::Ssl | Startup::GssEncryption => {
-                if !buffer.is_empty() {
-                    // Bytes sent in clear in front of a handshake would be taken
-                    // for decrypted ones (CVE-2021-23214).
-                    let what = "data behind an encryption request";
-                    let error = Error::protocol(Peer::Client, READING, what);
-                    return Err(refuse(&stream, error));
+            Startup::Session(startup) => {
+                let stream = Arc::new(stream);
+                let told = Arc::clone(&stream);
+                return welcome(stream, buffer, startup, client_address, dialect)
+                    .map(Asked::Admitted)
+                    .map_err(|error| Refusal {
+                        stream: Some(told),
+                        error,
+                    });
+            }
+            Startup::Cancel(key) => {
+                let stream = Arc::new(stream);
+                return Ok(Asked::Admitted(Admission::Cancel { key, stream }));
+            }
+            Startup::Ssl | Startup::GssEncryption if requests == MAX_ENCRYPTION_REQUESTS => {
+                break Error::protocol(Peer::Client, READING, "too many encryption requests");
+            }
+            Startup::Ssl | Startup::GssEncryption if !buffer.is_empty() => {
+                // Bytes sent in clear in front of a handshake would be taken for
+                // decrypted ones (CVE-2021-23214).
+                let what = "data behind an encryption request";
+                break Error::protocol(Peer::Client, READING, what);
+            }
+            request => {
+                requests += 1;
+                let willing = request == Startup::Ssl && tls.is_some();
+                let answer: &[u8] = if willing { b"S" } else { b"N" };
+                let sent = stream.write_all(answer, Some(deadline));
+                sent.map_err(|source| Refusal {
+                    stream: None,
+                    error: Error::io(Peer::Client, "answering an encryption request", source),
+                })?;
+                if willing && let Stream::Plain(socket) = stream {
+                    return Ok(Asked::ForTls(socket));
                 }
-                stream
-                    .write_all(b"N", Some(deadline))
-                    .map_err(|source| Refusal {
-                        stream: None,
-                        error: Error::io(Peer::Client, "answering an encryption request", source),
-                    })?;
             }
         }
-    }
-    let error = Error::protocol(Peer::Client, READING, "too many encryption requests");
-    Err(refuse(&stream, error))
+    };
+    Err(Refusal {
+        stream: Some(Arc::new(stream)),
+        error: refused,
+    })
+}
+
+fn next(
+    stream: &Stream,
+    buffer: &mut Vec<u8>,
+    deadline: Instant,
+) -> Result<Option<Startup>, Error> {
+    let packet = read_packet(stream, buffer, deadline)?;
+    packet.map(|packet| Startup::parse(&packet)).transpose()
+}
+
+/// A client that asks for a session, if it may.
+fn welcome(
+    stream: Arc<Stream>,
+    buffer: Vec<u8>,
+    mut startup: StartupPacket,
+    client_address: SocketAddr,
+    dialect: Dialect,
+) -> Result<Admission, Error> {
+    check(&mut startup, client_address, dialect)?;
+    let client = FrameReader::new(stream, Peer::Client, buffer);
+    Ok(Admission::Session(Admitted { client, startup }))
 }
 
 /// The next packet's body.  `None`: closed by the peer before the first byte.

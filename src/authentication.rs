@@ -10,9 +10,11 @@ use std::time::Instant;
 use crate::error::{Error, Peer, SqlState};
 use crate::frame::{Frame, FrameReader};
 use crate::message::{
-    BackendTag, ErrorFields, FrontendTag, TransactionStatus, parameter_status, put_message,
+    BackendTag, ErrorFields, FrontendTag, TransactionStatus, parameter_status, put_cstr,
+    put_message, split_cstr,
 };
 use crate::parameters::Parameters;
+use crate::tls::same_certificate;
 
 /// All that one side may send during a login.  A real one takes about 1 KiB;
 /// notices and long parameters have room.
@@ -32,13 +34,36 @@ pub struct Login {
     pub parameters: Parameters,
 }
 
+/// How a client that took part in SCRAM was told of channel binding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChannelBinding {
+    /// The proxy shows the client the very certificate that the server shows,
+    /// so a login bound to it is good on both legs.
+    Relayed,
+    /// SCRAM-SHA-256-PLUS was taken off the server's list.
+    Withheld,
+}
+
+/// The hint for an operator whose clients are refused for their gs2 flag: a
+/// client that could have bound the channel says so, and a server that could
+/// have as well takes that for an attack (RFC 5802, section 6).
+pub const WITHHELD_HINT: &str = "the client speaks TLS to sqlproxy and the server TLS as well, \
+     so neither finds channel binding where it expects it: set channel_binding=disable at the \
+     client, or give [client_tls] the server's own certificate, or set sslmode = \"disable\" in \
+     [server_tls]";
+
 /// How a relayed login ended.
 #[derive(Debug)]
 pub enum Relayed {
     /// The client has its ReadyForQuery.
     LoggedIn(Login),
     /// The server refused it; the client has been told in the server's words.
-    Refused(ErrorFields),
+    Refused {
+        /// Those words.
+        fields: ErrorFields,
+        /// For the log, where the proxy's own part may be the reason.
+        hint: Option<&'static str>,
+    },
 }
 
 /// Relays a login until ReadyForQuery.
@@ -58,6 +83,13 @@ pub fn relay(
     let mut login = Login::default();
     let mut budget = Budget(LOGIN_BYTES);
     let mut to_client = Vec::new();
+    let binding = if same_certificate(client.stream(), server.stream()) {
+        ChannelBinding::Relayed
+    } else {
+        ChannelBinding::Withheld
+    };
+    let mut withheld = false;
+    let mut could_bind = false;
     let mut frame = first;
     loop {
         budget.take(Peer::Server, &frame, deadline)?;
@@ -69,6 +101,13 @@ pub fn relay(
                 });
                 login.key = Some(frame.body().to_vec());
             }
+            BackendTag::AUTHENTICATION => match without_channel_binding(&frame, binding) {
+                Some(offer) => {
+                    withheld = true;
+                    to_client.extend_from_slice(&offer);
+                }
+                None => to_client.extend_from_slice(frame.as_bytes()),
+            },
             _ => to_client.extend_from_slice(frame.as_bytes()),
         }
         match step(&frame, &mut login)? {
@@ -85,11 +124,13 @@ pub fn relay(
                     return Err(Error::protocol(Peer::Client, LOGIN, what));
                 }
                 budget.take(Peer::Client, &answer, deadline)?;
+                could_bind |= withheld && says_it_could_bind(answer.body());
                 send(server, answer.as_bytes(), deadline)?;
             }
             Step::Refused(fields) => {
                 send(client, &to_client, deadline)?;
-                return Ok(Relayed::Refused(fields));
+                let hint = could_bind.then_some(WITHHELD_HINT);
+                return Ok(Relayed::Refused { fields, hint });
             }
             Step::Ready => {
                 send(client, &to_client, deadline)?;
@@ -136,6 +177,36 @@ pub fn by_token(
         }
         frame = server.read(LOGIN_BYTES, deadline, LOGIN)?;
     }
+}
+
+/// The server's list of SASL mechanisms without those that bind the channel;
+/// `None` where the message is another or may stay as it is.
+fn without_channel_binding(frame: &Frame, binding: ChannelBinding) -> Option<Vec<u8>> {
+    /// AuthenticationSASL (protocol document, "Message Formats").
+    const SASL: [u8; 4] = 10i32.to_be_bytes();
+    if binding == ChannelBinding::Relayed {
+        return None;
+    }
+    let mut rest = frame.body().strip_prefix(&SASL)?;
+    let mut offer = Vec::new();
+    let mut found = false;
+    put_message(&mut offer, BackendTag::AUTHENTICATION.0, |out| {
+        out.extend_from_slice(&SASL);
+        while let Some((mechanism, after)) = split_cstr(rest) {
+            rest = after;
+            if mechanism.ends_with(b"-PLUS") {
+                found = true;
+            } else {
+                put_cstr(out, mechanism);
+            }
+        }
+    });
+    found.then_some(offer)
+}
+
+/// Whether a SASLInitialResponse carries the gs2 flag `y` (RFC 5802, section 7).
+fn says_it_could_bind(body: &[u8]) -> bool {
+    split_cstr(body).is_some_and(|(_, rest)| rest.get(4..).is_some_and(|r| r.starts_with(b"y,")))
 }
 
 enum Step {

@@ -17,6 +17,7 @@ use crate::frame::{Frame, FrameReader};
 use crate::message::{BackendTag, ErrorFields};
 use crate::socket::{ReadDeadline, Socket};
 use crate::stream::Stream;
+use crate::tls::{self, ServerTlsContext, TlsContexts};
 
 const CONNECTING: &str = "connecting";
 
@@ -35,21 +36,37 @@ pub struct Connected {
 }
 
 /// Opens connections to the configured backends.
-#[derive(Debug)]
 pub struct Connector {
     balancer: Arc<Balancer>,
+    settings: RwLock<Settings>,
+}
+
+/// What a reload changes.
+struct Settings {
     /// One dial, startup packet and first answer included.
-    connect_timeout: RwLock<Duration>,
+    connect_timeout: Duration,
+    tls: Arc<ServerTlsContext>,
 }
 
 impl Connector {
     /// Dials the backends that `balancer` picks.
     #[must_use]
-    pub fn new(config: &Config, balancer: Arc<Balancer>) -> Self {
+    pub fn new(config: &Config, tls: &TlsContexts, balancer: Arc<Balancer>) -> Self {
         Self {
             balancer,
-            connect_timeout: RwLock::new(config.connect_timeout),
+            settings: RwLock::new(Settings {
+                connect_timeout: config.connect_timeout,
+                tls: Arc::clone(&tls.server),
+            }),
         }
+    }
+
+    /// Takes over a new configuration, for dials that begin later.
+    pub fn configure(&self, config: &Config, tls: &TlsContexts) {
+        *self.settings.write() = Settings {
+            connect_timeout: config.connect_timeout,
+            tls: Arc::clone(&tls.server),
+        };
     }
 
     /// Who picks the backends.
@@ -142,7 +159,7 @@ impl Connector {
         read_deadline: &Arc<ReadDeadline>,
         deadline: Instant,
     ) -> Result<Connected, Error> {
-        let deadline = deadline.min(Instant::now() + *self.connect_timeout.read());
+        let deadline = deadline.min(self.dial_deadline());
         let opened = self.try_open(assignment.address(), startup, read_deadline, deadline);
         let slow = matches!(opened, Err(Error::Timeout { .. }));
         let news = self
@@ -175,7 +192,7 @@ impl Connector {
         read_deadline: &Arc<ReadDeadline>,
         deadline: Instant,
     ) -> Result<(FrameReader, Frame), Error> {
-        let stream = self.dial(address, Arc::clone(read_deadline), deadline)?;
+        let stream = self.dial(address, read_deadline, deadline)?;
         stream
             .write_all(startup, Some(deadline))
             .map_err(|source| Error::io(Peer::Server, "sending the startup packet", source))?;
@@ -197,33 +214,32 @@ impl Connector {
         Ok((server, first))
     }
 
-    /// A connection ready for a startup packet or a CancelRequest.
+    /// A connection ready for a startup packet or a CancelRequest, with TLS as
+    /// `sslmode` demands.
     ///
     /// # Errors
     /// Names the step; a timeout at `deadline`.
     pub fn dial(
         &self,
         address: &Address,
-        read_deadline: Arc<ReadDeadline>,
+        read_deadline: &Arc<ReadDeadline>,
         deadline: Instant,
     ) -> Result<Arc<Stream>, Error> {
-        let failed = |source| Error::io(Peer::Server, CONNECTING, source);
-        let mut last = io::Error::from(ErrorKind::NotFound);
-        for address in resolve(address, deadline)? {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                last = ErrorKind::TimedOut.into();
-                break;
+        let tls = Arc::clone(&self.settings.read().tls);
+        let socket = dial_tcp(address, read_deadline, deadline)?;
+        let failed = |source| Error::io(Peer::Server, "asking for TLS", source);
+        let stream = match tls
+            .connect(socket, &address.host, deadline)
+            .map_err(failed)?
+        {
+            tls::Connected::Stream(stream) => stream,
+            tls::Connected::RetryPlain(error) => {
+                log::debug!(address:%, reason:% = error; "TLS failed, connecting without it");
+                let socket = dial_tcp(address, read_deadline, deadline)?;
+                ServerTlsContext::connect_plain(socket)
             }
-            match TcpStream::connect_timeout(&address, left) {
-                Ok(stream) => {
-                    let socket = Socket::new(stream, read_deadline).map_err(failed)?;
-                    return Ok(Arc::new(Stream::Plain(socket)));
-                }
-                Err(error) => last = error,
-            }
-        }
-        Err(failed(last))
+        };
+        Ok(Arc::new(stream))
     }
 
     /// Whether any active backend takes a TCP connection, each given `patience`.
@@ -239,16 +255,33 @@ impl Connector {
         })
     }
 
-    /// Takes over a new configuration, for dials that begin later.
-    pub fn configure(&self, config: &Config) {
-        *self.connect_timeout.write() = config.connect_timeout;
-    }
-
     /// Until when one dial that begins now may take.
     #[must_use]
     pub fn dial_deadline(&self) -> Instant {
-        Instant::now() + *self.connect_timeout.read()
+        Instant::now() + self.settings.read().connect_timeout
     }
+}
+
+/// A TCP connection to the first address of the name that takes one.
+fn dial_tcp(
+    address: &Address,
+    read_deadline: &Arc<ReadDeadline>,
+    deadline: Instant,
+) -> Result<Socket, Error> {
+    let failed = |source| Error::io(Peer::Server, CONNECTING, source);
+    let mut last = io::Error::from(ErrorKind::NotFound);
+    for address in resolve(address, deadline)? {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            last = ErrorKind::TimedOut.into();
+            break;
+        }
+        match TcpStream::connect_timeout(&address, left) {
+            Ok(stream) => return Socket::new(stream, Arc::clone(read_deadline)).map_err(failed),
+            Err(error) => last = error,
+        }
+    }
+    Err(failed(last))
 }
 
 /// Why no connection for a transfer could be had.

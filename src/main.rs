@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use sqlproxy::arguments::Arguments;
 use sqlproxy::config::Config;
 use sqlproxy::server::Server;
+use sqlproxy::tls::TlsContexts;
 use sqlproxy::{limits, logging, signals};
 
 /// A configuration or a machine that the proxy cannot run with.
@@ -23,14 +24,16 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<(), String> {
     let config = Config::load(&arguments.config).map_err(|error| error.to_string())?;
     limits::check(&config).map_err(|error| error.to_string())?;
+    logging::init();
+    let tls = TlsContexts::load(&config).map_err(|error| error.to_string())?;
     if arguments.check_config {
         println!("{}: ok", arguments.config.display());
         return Ok(());
     }
-    logging::init();
     // Before the listeners, so that no early signal ends the process.
     let signals = signals::install().map_err(|error| error.to_string())?;
-    let server = Server::start(config, &arguments.config).map_err(|error| error.to_string())?;
+    let server =
+        Server::start(config, tls, &arguments.config).map_err(|error| error.to_string())?;
     server.run(&signals);
     Ok(())
 }

@@ -205,7 +205,7 @@ fn requests<L: Link, T: Ticket + 'static>(
     loop {
         if !unscanned {
             let received = reader.read(&context.client, inside);
-            match received.map_err(|source| failed(Peer::Client, READING, source))? {
+            match received.map_err(|source| read_failed(context, Peer::Client, READING, source))? {
                 Received::Bytes(_) | Received::Idle => {}
                 Received::DeadlinePast => {
                     forwarder.park_request()?;
@@ -309,7 +309,7 @@ fn responses<L: Link, T: Ticket + 'static>(
         let mut resumed = None;
         if !unscanned {
             let received = reader.read(link.server(), scanner.is_inside());
-            match received.map_err(|source| failed(Peer::Server, READING, source))? {
+            match received.map_err(|source| read_failed(context, Peer::Server, READING, source))? {
                 Received::Bytes(_) | Received::Idle => {}
                 Received::DeadlinePast => {
                     match forwarder.park_response(&mut reader.buffer.bytes, &mut link)? {
@@ -500,6 +500,27 @@ fn failed(peer: Peer, operation: &'static str, source: io::Error) -> End {
         }
         _ => End::Failed(Error::io(peer, operation, source)),
     }
+}
+
+/// A read that failed between two messages.  A TLS stream without its end is an
+/// error, for it may have been cut; but behind a Terminate nothing can be
+/// missing, and many clients and servers leave like that.
+fn read_failed<L: Link, T: Ticket + 'static>(
+    context: &Context<L, T>,
+    peer: Peer,
+    operation: &'static str,
+    source: io::Error,
+) -> End {
+    let terminated = context.terminated.load(Ordering::Relaxed);
+    if terminated
+        && matches!(
+            source.kind(),
+            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset
+        )
+    {
+        return End::ClientLeft { terminated };
+    }
+    failed(peer, operation, source)
 }
 
 impl From<Closed> for End {

@@ -21,6 +21,7 @@ use crate::migration::Migrator;
 use crate::registry::{Places, Registry};
 use crate::session::{self, STACK_BYTES, Session, Shared};
 use crate::signals::Signal;
+use crate::tls::TlsContexts;
 
 /// Connections beyond `max_connections` that may be in their handshake: cancel
 /// requests, probes, and clients that are being told that there is no room.
@@ -63,7 +64,7 @@ impl Server {
     ///
     /// # Errors
     /// [`StartError`]; nothing is left running.
-    pub fn start(config: Config, config_path: &Path) -> Result<Self, StartError> {
+    pub fn start(config: Config, tls: TlsContexts, config_path: &Path) -> Result<Self, StartError> {
         let mut listeners = Vec::new();
         for address in &config.listen {
             listeners.push(Arc::new(listen(address, "listening")?));
@@ -76,14 +77,15 @@ impl Server {
         let balancer = Balancer::new(&config.backends);
         let limit = config.max_connections;
         let shared = Arc::new(Shared {
-            connector: Arc::new(Connector::new(&config, balancer)),
+            connector: Arc::new(Connector::new(&config, &tls, balancer)),
             cancel_keys: CancelKeys::default(),
             migrator: Migrator::new(config.migration.workers, Arc::clone(&metrics)),
             metrics,
             sessions: Registry::default(),
             session_places: Places::new(limit),
             stopping: AtomicBool::new(false),
-            config: RwLock::new(Arc::new(config)),
+            config: Arc::new(RwLock::new(Arc::new(config))),
+            tls: RwLock::new(Arc::new(tls)),
         });
         let admin = match admin {
             Some(listener) => {
@@ -197,6 +199,13 @@ impl Server {
                 return;
             }
         };
+        let tls = match TlsContexts::load(&config) {
+            Ok(tls) => tls,
+            Err(error) => {
+                log::error!(file, reason:% = error; "reload failed, nothing changed");
+                return;
+            }
+        };
         let old = Arc::clone(&self.shared.config.read());
         if config.listen != old.listen || config.admin_listen != old.admin_listen {
             log::warn!(file; "listen and admin_listen take effect at the next start");
@@ -205,7 +214,8 @@ impl Server {
             log::warn!(file; "dialect takes effect for new sessions");
         }
         self.shared.connector.balancer().configure(&config.backends);
-        self.shared.connector.configure(&config);
+        self.shared.connector.configure(&config, &tls);
+        *self.shared.tls.write() = Arc::new(tls);
         self.shared
             .migrator
             .workers()

@@ -32,6 +32,7 @@ use crate::registry::{Place, Places, Registry};
 use crate::socket::{ReadDeadline, Received, Socket, Wait};
 use crate::startup::cancel_request;
 use crate::stream::Stream;
+use crate::tls::TlsContexts;
 use crate::transfer::{self, Lost, ServerLink, TransferContext};
 
 /// How long the end of a session may wait: for a processor to notice, for the
@@ -44,7 +45,9 @@ pub const STACK_BYTES: usize = 256 * 1024;
 /// What all sessions share.
 pub struct Shared {
     /// The configuration in force.
-    pub config: RwLock<Arc<Config>>,
+    pub config: Arc<RwLock<Arc<Config>>>,
+    /// The TLS configuration in force.
+    pub tls: RwLock<Arc<TlsContexts>>,
     /// Opens connections to the backends.
     pub connector: Arc<Connector>,
     /// The keys that clients cancel with.
@@ -68,6 +71,8 @@ pub struct Session {
     forwarder: Arc<Forwarder<ServerLink, MoveTicket>>,
     transfer: TransferContext,
     dialect: Dialect,
+    /// The configuration in force: a transfer's limits are those of its time.
+    config: Arc<RwLock<Arc<Config>>>,
     terminated: Arc<AtomicBool>,
     /// Why it ends; the first word stands.
     cause: Mutex<Option<Cause>>,
@@ -128,7 +133,14 @@ pub fn serve(shared: &Arc<Shared>, conn: u64, stream: TcpStream, client_address:
             return;
         }
     };
-    match admit(socket, client_address, config.dialect, deadline) {
+    let tls = Arc::clone(&shared.tls.read());
+    match admit(
+        socket,
+        client_address,
+        config.dialect,
+        tls.client.as_ref(),
+        deadline,
+    ) {
         Ok(Admission::Probe) => {
             log::debug!(conn, client:% = client_address; "connection closed before a startup packet");
         }
@@ -231,7 +243,7 @@ fn pass_cancel(shared: &Shared, address: &crate::config::Address, key: &[u8]) ->
     let deadline = shared.connector.dial_deadline();
     let server = shared
         .connector
-        .dial(address, ReadDeadline::new().map_err(failed)?, deadline)?;
+        .dial(address, &ReadDeadline::new().map_err(failed)?, deadline)?;
     server
         .write_all(&cancel_request(key), Some(deadline))
         .map_err(failed)?;
@@ -297,8 +309,11 @@ fn open(
     })?;
     let Login { key, parameters } = match relayed {
         Relayed::LoggedIn(login) => login,
-        Relayed::Refused(fields) => {
+        Relayed::Refused { fields, hint } => {
             shared.metrics.count(Event::AuthenticationFailure);
+            if let Some(hint) = hint {
+                log::warn!(conn = name.conn, hint; "channel binding withheld");
+            }
             log::info!(
                 conn = name.conn, client = name.client, user = name.user, database = name.database,
                 backend = &**assignment.name(), sqlstate = fields.sqlstate, reason = fields.message;
@@ -326,8 +341,6 @@ fn open(
         startup,
         read_deadline,
         parameters: Arc::new(Mutex::new(parameters)),
-        timeout: config.migration.timeout,
-        max_state_bytes: config.migration.max_state_size,
     };
     let session = Arc::new_cyclic(|this| Session {
         name: Arc::clone(name),
@@ -335,6 +348,7 @@ fn open(
         forwarder: Forwarder::new(Exchange::with_skip(skip), link, interrupt),
         transfer,
         dialect: config.dialect,
+        config: Arc::clone(&shared.config),
         terminated: Arc::default(),
         cause: Mutex::new(None),
         this: Weak::clone(this),
@@ -640,7 +654,8 @@ impl Session {
             .spawn(move || {
                 let ready = taken.lock().take();
                 if let Some(ready) = ready {
-                    transfer::run(ready, &session.transfer, |lost| {
+                    let limits = session.config.read().migration.clone();
+                    transfer::run(ready, &session.transfer, &limits, |lost| {
                         session.set_cause(Cause::Lost(lost));
                         session.close(Closing::Ended);
                     });

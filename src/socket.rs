@@ -13,7 +13,6 @@
 //! resumes a session clears the deadline, never the reader.
 
 use std::io::{self, ErrorKind};
-use std::mem::MaybeUninit;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -290,19 +289,25 @@ impl Socket {
         }
     }
 
-    /// What has come and waits to be read, without taking it: a look at the
-    /// first byte.  `None` where nothing has come yet.
+    /// The first byte that waits to be read, without taking it; waits for it
+    /// until `deadline`.  `None`: the peer has sent nothing and will not.
     ///
     /// # Errors
-    /// What the kernel says of the connection.
-    pub fn peek(&self) -> io::Result<Option<Received>> {
-        let mut byte = [MaybeUninit::<u8>::uninit(); 1];
-        let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK;
-        match recv(&self.stream, &mut byte, flags) {
-            Ok((_, 0)) => Ok(Some(Received::Eof)),
-            Ok((_, count)) => Ok(Some(Received::Bytes(count))),
-            Err(Errno::AGAIN | Errno::INTR) => Ok(None),
-            Err(error) => Err(error.into()),
+    /// As [`Self::read`].
+    pub fn peek(&self, deadline: Instant) -> io::Result<Option<u8>> {
+        loop {
+            self.wait_ready(PollFlags::IN, deadline)?;
+            let mut byte = [0];
+            match recv(
+                &self.stream,
+                &mut byte,
+                RecvFlags::DONTWAIT | RecvFlags::PEEK,
+            ) {
+                Ok((_, 0)) => return Ok(None),
+                Ok(_) => return Ok(Some(byte[0])),
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
     }
 

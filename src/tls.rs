@@ -24,7 +24,10 @@ use openssl::stack::Stack;
 use openssl::x509::X509VerifyResult;
 use openssl::x509::store::X509StoreBuilder;
 
+pub use crate::config::SslMode;
+
 use crate::certificates::{BadFile, Identity, load_certificates};
+use crate::config::{ClientTls, ClientTlsMode, Config, ServerTls};
 use crate::duplex::Duplex;
 use crate::socket::{Received, Socket, Wait};
 use crate::stream::Stream;
@@ -40,12 +43,56 @@ const ALPN_OFFER: &[u8] = b"\x0apostgresql";
 /// SSLRequest: length 8, code 1234 << 16 | 5679.
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
+/// What both legs are configured to do: built once, shared by all sessions, and
+/// built anew as a whole by a reload.
+pub struct TlsContexts {
+    /// `None`: a request for TLS is answered with `N`.
+    pub client: Option<ClientTlsContext>,
+    /// The server leg.
+    pub server: Arc<ServerTlsContext>,
+}
+
+impl TlsContexts {
+    /// Reads all files that the configuration names.
+    ///
+    /// # Errors
+    /// The first that cannot be used.
+    pub fn load(config: &Config) -> Result<Self, BadFile> {
+        let client = config
+            .client_tls
+            .as_ref()
+            .map(ClientTlsContext::from_config);
+        Ok(Self {
+            client: client.transpose()?,
+            server: Arc::new(ServerTlsContext::from_config(&config.server_tls)?),
+        })
+    }
+}
+
 /// The client leg, where the proxy is the TLS server.
 pub struct ClientTlsContext {
     acceptor: SslAcceptor,
+    required: bool,
 }
 
 impl ClientTlsContext {
+    /// As `[client_tls]` says.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn from_config(config: &ClientTls) -> Result<Self, BadFile> {
+        let authorities = config.client_ca_file.as_deref();
+        let mut context = Self::load(&config.cert_file, &config.key_file, authorities)?;
+        context.required = config.mode == ClientTlsMode::Require;
+        Ok(context)
+    }
+
+    /// Whether a client without TLS is turned away.
+    #[must_use]
+    pub const fn is_required(&self) -> bool {
+        self.required
+    }
+
     /// Reads certificate chain and key and, where there is one, the file of
     /// authorities that client certificates must come from.
     ///
@@ -68,7 +115,10 @@ impl ClientTlsContext {
         let acceptor = build_acceptor(identity, authorities).map_err(|error| {
             BadFile::new(cert_file, format!("cannot be used: {}", reason(&error)))
         })?;
-        Ok(Self { acceptor })
+        Ok(Self {
+            acceptor,
+            required: false,
+        })
     }
 
     /// The handshake with a client, until `deadline`: `direct` where it began
@@ -141,21 +191,6 @@ fn build_acceptor(
     Ok(builder.build())
 }
 
-/// How much TLS the server leg demands: libpq's words and meaning.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SslMode {
-    /// Never.
-    Disable,
-    /// Where the server has it; whatever fails, plain.
-    Prefer,
-    /// Encrypted; with a CA file also from a server of that authority.
-    Require,
-    /// From a server of the authority.
-    VerifyCa,
-    /// From the very host that is meant.
-    VerifyFull,
-}
-
 /// What came of a try to connect with TLS.
 #[derive(Debug)]
 pub enum Connected {
@@ -173,6 +208,15 @@ pub struct ServerTlsContext {
 }
 
 impl ServerTlsContext {
+    /// As `[server_tls]` says.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn from_config(config: &ServerTls) -> Result<Self, BadFile> {
+        let files = config.cert_file.as_deref().zip(config.key_file.as_deref());
+        Self::load(config.sslmode, config.ca_file.as_deref(), files)
+    }
+
     /// Reads the authorities and the proxy's own identity, where there are any:
     /// certificate file and key file.
     ///

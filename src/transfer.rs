@@ -22,13 +22,14 @@
 //! statement touches the old connection, so keeping costs nothing.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use uuid::Uuid;
 
 use crate::authentication;
 use crate::balancer::Assignment;
+use crate::config::Migration;
 use crate::connector::Connector;
 use crate::dialect::{self, Answer, BadAnswer, TOKENS_UNSUPPORTED, TransferState};
 use crate::error::{Error, Peer};
@@ -77,10 +78,6 @@ pub struct TransferContext {
     pub read_deadline: Arc<ReadDeadline>,
     /// What the client has been told.
     pub parameters: Arc<Mutex<Parameters>>,
-    /// From suspend to resume.
-    pub timeout: Duration,
-    /// Largest state, in bytes.
-    pub max_state_bytes: usize,
 }
 
 /// The session's own server is gone: what the client has to be told first, and
@@ -109,11 +106,12 @@ enum Outcome {
     Lost(Lost),
 }
 
-/// Carries out a transfer and reports it.  `lose` ends the session where its
+/// Carries out a transfer within `limits` and reports it.  `lose` ends the session where its
 /// server is gone.
 pub fn run(
     ready: Ready<ServerLink, MoveTicket>,
     context: &TransferContext,
+    limits: &Migration,
     lose: impl FnOnce(Lost),
 ) {
     let Ready {
@@ -124,9 +122,10 @@ pub fn run(
         suspended,
     } = ready;
     ticket.begin(Arc::clone(suspension.link().assignment.name()));
-    let deadline = suspended + context.timeout;
+    let deadline = suspended + limits.timeout;
     let mut attempt = Attempt {
         context,
+        max_state_bytes: limits.max_state_size,
         suspension: &suspension,
         round: ticket.round(),
         deadline,
@@ -195,6 +194,7 @@ fn say_goodbye(stream: &Stream) {
 
 struct Attempt<'a> {
     context: &'a TransferContext,
+    max_state_bytes: usize,
     suspension: &'a Suspension<ServerLink, MoveTicket>,
     round: &'a Round,
     deadline: Instant,
@@ -303,7 +303,7 @@ impl Attempt<'_> {
                 told: false,
                 error: Error::io(Peer::Server, OPERATION, source),
             })?;
-        let limit = self.context.max_state_bytes.div_ceil(3) * 4 + ROW_OVERHEAD_BYTES;
+        let limit = self.max_state_bytes.div_ceil(3) * 4 + ROW_OVERHEAD_BYTES;
         let mut answer = Answer::default();
         loop {
             let frame = match reader.read(limit, self.deadline, OPERATION) {
@@ -328,7 +328,7 @@ impl Attempt<'_> {
             }
         }
         let state = dialect::read_state(&answer, key).map_err(NoState::Answered)?;
-        let (found, most) = (state.state_bytes(), self.context.max_state_bytes);
+        let (found, most) = (state.state_bytes(), self.max_state_bytes);
         if found > most {
             let what = format!("session state of {found} bytes exceeds max_state_size {most}");
             return Err(NoState::Answered(BadAnswer::Refused(what)));
@@ -344,7 +344,7 @@ impl Attempt<'_> {
                 source: BadFrame::TooLong { tag, length, .. },
                 ..
             } if BackendTag(tag) == BackendTag::DATA_ROW && length <= MAX_MESSAGE_BYTES => {
-                let most = self.context.max_state_bytes;
+                let most = self.max_state_bytes;
                 NoState::Owed(format!("session state exceeds max_state_size {most}"))
             }
             error => NoState::Lost { told: false, error },
