@@ -1,6 +1,6 @@
 //! The protocol's rules, message by message.
 
-use crate::raw::{Raw, Tenant, tags};
+use crate::raw::{Raw, Tenant, cancel, tags};
 
 #[test]
 fn a_login_reports_what_clients_expect() {
@@ -289,6 +289,19 @@ fn two_writers_wait_for_each_other() {
     let (mut first, mut second) = (Raw::alice(&a), Raw::alice(&b));
     first.query("CREATE TABLE t (i INT)");
     first.query("BEGIN; INSERT INTO t VALUES (1)");
+    // The second one waits: it neither fails nor succeeds until cancelled.
+    let key = second.key();
+    let waiting = std::thread::spawn(move || {
+        let error = second.refused("INSERT INTO t VALUES (2)");
+        (second, error.0)
+    });
+    while !waiting.is_finished() {
+        // An unknown secret stops nothing.
+        cancel(b.address(), &[&key[..4], &[0; 4]].concat());
+        cancel(b.address(), &key);
+    }
+    let (mut second, error) = waiting.join().unwrap();
+    assert_eq!(error, "57014");
     let waiting = std::thread::spawn(move || {
         let answer = second.query("INSERT INTO t VALUES (2)");
         (second, tags(&answer))

@@ -242,4 +242,18 @@ impl Raw {
             (key == name).then(|| value.to_owned())
         })
     }
+
+    /// Process id and secret.
+    pub(crate) fn key(&self) -> Vec<u8> {
+        let found = self.greeting.iter().find(|message| message.tag == 'K');
+        found.unwrap().body.clone()
+    }
+}
+
+/// Sends a CancelRequest, and waits until it was acted on.
+pub(crate) fn cancel(address: SocketAddr, key: &[u8]) {
+    let mut raw = Raw::open(address);
+    let head = [16_u32.to_be_bytes(), 80_877_102_u32.to_be_bytes()].concat();
+    raw.stream.write_all(&[&head, key].concat()).unwrap();
+    assert_eq!(raw.stream.read(&mut [0]).unwrap(), 0);
 }
