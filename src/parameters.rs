@@ -26,14 +26,85 @@ impl Parameters {
         }
     }
 
-    /// Takes over the values of `new`, and appends to `out` a ParameterStatus
-    /// for each that the client does not know yet.
-    pub fn update(&mut self, new: &Self, out: &mut Vec<u8>) {
-        for (name, value) in &new.0 {
-            if self.0.get(name) != Some(value) {
-                put_parameter_status(out, name, value);
-                self.set(name, value);
+    /// Takes over what differs between the logins on two servers, and appends to
+    /// `out` a ParameterStatus for each.
+    ///
+    /// A parameter that the client has changed since is left alone: the restored
+    /// session has the client's value, although the new server, which reports
+    /// what it begins a session with, has told another.
+    pub fn change_server(&mut self, old_login: &Self, new_login: &Self, out: &mut Vec<u8>) {
+        for (name, value) in &new_login.0 {
+            let begun_with = old_login.0.get(name);
+            if begun_with != Some(value) && self.0.get(name) == begun_with {
+                self.tell(name, value, out);
             }
         }
+    }
+
+    /// Takes over values that are true now, and appends to `out` a
+    /// ParameterStatus for each that the client does not know yet.
+    pub fn update(&mut self, now: &Self, out: &mut Vec<u8>) {
+        for (name, value) in &now.0 {
+            self.tell(name, value, out);
+        }
+    }
+
+    fn tell(&mut self, name: &[u8], value: &[u8], out: &mut Vec<u8>) {
+        if self.0.get(name).map(Vec::as_slice) != Some(value) {
+            put_parameter_status(out, name, value);
+            self.set(name, value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parameters(pairs: &[(&str, &str)]) -> Parameters {
+        let mut parameters = Parameters::default();
+        for (name, value) in pairs {
+            parameters.set(name.as_bytes(), value.as_bytes());
+        }
+        parameters
+    }
+
+    #[test]
+    fn a_client_hears_what_the_servers_begin_with_but_not_over_its_own_word() {
+        let old = parameters(&[
+            ("server_version", "13"),
+            ("TimeZone", "UTC"),
+            ("DateStyle", "ISO"),
+        ]);
+        let new = parameters(&[
+            ("server_version", "14"),
+            ("TimeZone", "CET"),
+            ("DateStyle", "ISO"),
+        ]);
+        let mut known = old.clone();
+        known.set(b"TimeZone", b"Asia/Tokyo");
+        known.set(b"DateStyle", b"German");
+        let mut told = Vec::new();
+        known.change_server(&old, &new, &mut told);
+        let mut expected = Vec::new();
+        put_parameter_status(&mut expected, b"server_version", b"14");
+        assert_eq!(told, expected);
+        assert_eq!(
+            known.0.get(b"TimeZone".as_slice()),
+            Some(&b"Asia/Tokyo".to_vec())
+        );
+    }
+
+    #[test]
+    fn what_a_restore_reports_is_told_unless_it_is_known() {
+        let mut known = parameters(&[("TimeZone", "Asia/Tokyo")]);
+        let mut told = Vec::new();
+        known.update(
+            &parameters(&[("TimeZone", "Asia/Tokyo"), ("a", "b")]),
+            &mut told,
+        );
+        let mut expected = Vec::new();
+        put_parameter_status(&mut expected, b"a", b"b");
+        assert_eq!(told, expected);
     }
 }

@@ -334,6 +334,7 @@ fn open(
         stream: server,
         assignment,
         key,
+        login: parameters.clone(),
     });
     let interrupt = Arc::clone(&read_deadline) as Arc<dyn Interrupt>;
     let transfer = TransferContext {

@@ -60,6 +60,8 @@ pub struct ServerLink {
     pub assignment: Assignment,
     /// The server's own cancel key.
     pub key: Option<Vec<u8>>,
+    /// What it reported at the login.
+    pub login: Parameters,
 }
 
 impl Link for ServerLink {
@@ -97,7 +99,8 @@ enum Outcome {
     Moved {
         link: ServerLink,
         resumed: Resumed,
-        parameters: Parameters,
+        /// What the new server reported at the restore.
+        restored: Parameters,
     },
     Kept {
         reason: String,
@@ -147,13 +150,14 @@ pub fn run(
         Outcome::Moved {
             link,
             mut resumed,
-            parameters,
+            restored,
         } => {
             let to = Arc::clone(link.assignment.name());
-            context
-                .parameters
-                .lock()
-                .update(&parameters, &mut resumed.to_client);
+            let old = suspension.link();
+            let mut known = context.parameters.lock();
+            known.change_server(&old.login, &link.login, &mut resumed.to_client);
+            known.update(&restored, &mut resumed.to_client);
+            drop((known, old));
             match suspension.resume_moved(Arc::new(link), resumed) {
                 Ok(old) => {
                     let report = report(TransferOutcome::Success, None, Some(to));
@@ -256,7 +260,7 @@ impl Attempt<'_> {
         };
         self.state_bytes = Some(state.state_bytes());
         match self.restore(&old, &state) {
-            Ok((link, parameters, leftover)) => {
+            Ok((link, restored, leftover)) => {
                 // The client's as well, and read before its connection goes.
                 if let Err(NoState::Lost { .. }) = self.take_unasked(&mut reader) {
                     log::debug!("the old server's connection ended just after the restore");
@@ -270,7 +274,7 @@ impl Attempt<'_> {
                 Outcome::Moved {
                     link,
                     resumed,
-                    parameters,
+                    restored,
                 }
             }
             Err(reason) => self.kept(reason, reader.into_parts().1, false),
@@ -402,7 +406,7 @@ impl Attempt<'_> {
         NoState::Lost { told: true, error }
     }
 
-    /// A new connection with the session restored on it, its parameters, and
+    /// A new connection with the session restored on it, what it reported then, and
     /// what it sent behind the answer.
     fn restore(
         &self,
@@ -425,7 +429,7 @@ impl Attempt<'_> {
             .map_err(|error| error.to_string())?;
         let authentication::Login {
             key,
-            mut parameters,
+            parameters: login,
         } = login;
         let crate::connector::Connected {
             assignment,
@@ -438,6 +442,7 @@ impl Attempt<'_> {
             .stream()
             .write_all(&state.restore_query(), Some(self.deadline))
             .map_err(|source| failed(&Error::io(Peer::Server, OPERATION, source)))?;
+        let mut restored = Parameters::default();
         let mut answer = Answer::default();
         loop {
             let frame = server
@@ -447,7 +452,7 @@ impl Attempt<'_> {
                 BackendTag::NOTICE_RESPONSE => {}
                 BackendTag::PARAMETER_STATUS => {
                     if let Some((name, value)) = parameter_status(frame.body()) {
-                        parameters.set(name, value);
+                        restored.set(name, value);
                     }
                 }
                 BackendTag::NOTIFICATION_RESPONSE => {}
@@ -466,14 +471,12 @@ impl Attempt<'_> {
         }
         dialect::check_restored(&answer).map_err(|bad| failed(&bad))?;
         let (stream, leftover) = server.into_parts();
-        Ok((
-            ServerLink {
-                stream,
-                assignment,
-                key,
-            },
-            parameters,
-            leftover,
-        ))
+        let link = ServerLink {
+            stream,
+            assignment,
+            key,
+            login,
+        };
+        Ok((link, restored, leftover))
     }
 }

@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 use sqlpod::{Config, Pod, Rule};
 
 const USAGE: &str = "\
@@ -28,17 +30,13 @@ fn run() -> Result<(), String> {
     };
     let (name, listen) = (config.name.clone(), config.listen.clone());
     // Signals are caught before anything can be interrupted by one.
-    let (ended, end) = std::sync::mpsc::channel();
-    ctrlc::set_handler(move || {
-        // Nobody listens any more once the pod is ending.
-        let _ = ended.send(());
-    })
-    .map_err(|error| format!("cannot catch signals: {error}"))?;
+    let mut signals = Signals::new([SIGINT, SIGTERM])
+        .map_err(|error| format!("cannot catch signals: {error}"))?;
     let mut pod =
         Pod::start(config).map_err(|error| format!("cannot start on {listen}: {error}"))?;
     rules.into_iter().for_each(|rule| pod.faults().add(rule));
     eprintln!("sqlpod listening name={name} address={}", pod.address());
-    end.recv().map_err(|error| error.to_string())?;
+    signals.forever().next();
     pod.stop();
     eprintln!("sqlpod stopped name={name}");
     Ok(())
