@@ -2,14 +2,17 @@
 
 use std::sync::mpsc;
 
+use postgres::{Client, NoTls};
+use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
+use postgres_protocol::message::frontend;
+use sqlpod::Auth;
+
 use crate::support::message::{self, Message, authentication, built, error_response};
+use crate::support::pods::Pods;
 use crate::support::proxy::Setup;
 use crate::support::server::{Server, ServerEnd};
 use crate::support::wire::{Received, Wire};
 use crate::support::{PATIENCE, soon};
-
-use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
-use postgres_protocol::message::frontend;
 
 /// Asks for an answer and takes it.
 fn ask(end: &mut ServerEnd, code: i32, data: &[u8]) -> Vec<u8> {
@@ -215,4 +218,32 @@ fn a_login_that_hangs_is_given_up_at_the_handshake_timeout() {
     assert_eq!(error.field('V'), "FATAL");
     client.expect_gone();
     server.join();
+}
+
+#[test]
+fn real_passwords_open_the_door_and_wrong_ones_do_not() {
+    for auth in [Auth::Password, Auth::ScramSha256] {
+        let pods = Pods::start_with(2, |config| config.auth(auth).user("maria", "open sesame"));
+        let proxy = Setup::new(&pods.addresses()).start();
+        let conninfo = |password: &str| {
+            let base = proxy.connection_string("maria");
+            format!("{base} password='{password}'")
+        };
+        let refused = Client::connect(&conninfo("open barley"), NoTls)
+            .err()
+            .unwrap();
+        assert_eq!(refused.code().unwrap().code(), "28P01", "{auth:?}");
+
+        let mut client = Client::connect(&conninfo("open sesame"), NoTls).unwrap();
+        for _ in 0..3 {
+            client.batch_execute("SELECT 1").unwrap();
+            // Nobody is asked for the password again.
+            proxy.migrate().assert_all_moved(1);
+        }
+        client.batch_execute("SELECT 1").unwrap();
+        assert!(
+            !proxy.log().text().contains("sesame"),
+            "a password was logged"
+        );
+    }
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use crate::support::message;
+use crate::support::pods::Pods;
 use crate::support::proxy::{Proxy, Setup};
 use crate::support::server::Server;
 
@@ -60,6 +61,53 @@ fn many_busy_sessions_move_round_after_round() {
         server.join();
     }
     proxy.wait_resources(before);
+}
+
+/// One client of a pod, every seventh of whose steps is a transaction.
+fn trade(proxy: &Proxy, number: usize, ready: &Barrier, stop: &AtomicBool) {
+    let mut client = proxy.login(&format!("trader-{number}"));
+    let setting = format!("trader {number}");
+    client.rows(&format!("SET application_name = '{setting}'"));
+    client.rows(&format!("PREPARE own AS SELECT '{number}-' || $1::TEXT"));
+    ready.wait();
+    let mut step = number;
+    while !stop.load(Ordering::Relaxed) {
+        step += 1;
+        if step.is_multiple_of(7) {
+            client.rows("BEGIN");
+            assert_eq!(
+                client.value(&format!("EXECUTE own('{step}')")),
+                format!("{number}-{step}")
+            );
+            client.rows("COMMIT");
+        } else {
+            assert_eq!(
+                client.value(&format!("EXECUTE own('{step}')")),
+                format!("{number}-{step}")
+            );
+            assert_eq!(client.value("SHOW application_name"), setting);
+        }
+    }
+    client.send(&message::terminate());
+    client.expect_end();
+}
+
+#[test]
+fn many_sessions_with_state_and_transactions_move_between_pods() {
+    let pods = Pods::start(2);
+    let proxy = Setup::new(&pods.addresses()).start();
+    let (ready, stop) = (Barrier::new(SESSIONS + 1), AtomicBool::new(false));
+    thread::scope(|scope| {
+        for number in 0..SESSIONS {
+            let (proxy, ready, stop) = (&proxy, &ready, &stop);
+            scope.spawn(move || trade(proxy, number, ready, stop));
+        }
+        ready.wait();
+        for _ in 0..ROUNDS {
+            proxy.migrate().assert_all_moved(SESSIONS as u64);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
 }
 
 #[test]
