@@ -34,7 +34,8 @@
 //!
 //! # Locks
 //! Taken in this order where more than one is held, which is rare; no I/O under
-//! any of them but the two calls on an eventfd.
+//! any of them but the two calls on an eventfd, a send that does not wait under
+//! `Duplex::core`, and a writer's own sends under its `Duplex::turn`.
 //!
 //! | lock | guards | under it |
 //! |---|---|---|
@@ -45,6 +46,8 @@
 //! | `Balancer::backends` | backends and their sessions | – |
 //! | `Registry::entries`, `CancelKeys::keys`, `Places::state` | who is here | – |
 //! | `Session::cause`, `Parameters` | one session's end, what its client was told | – |
+//! | `Duplex::turn` | whose write it is, of one TLS connection | `Duplex::core` |
+//! | `Duplex::core` | its TLS library, never while anything waits | – |
 
 pub mod arguments;
 pub mod server;
