@@ -154,7 +154,9 @@ impl Reader {
         }
     }
 
-    fn read(&mut self, stream: &Stream, inside: bool) -> io::Result<Received> {
+    /// Reads from `from`; what has long been silent gives its buffers back, those
+    /// for writing to `to` as well.
+    fn read(&mut self, from: &Stream, to: &Stream, inside: bool) -> io::Result<Received> {
         loop {
             self.buffer.make_room(self.filled);
             let room = self.buffer.bytes.capacity() - self.buffer.bytes.len();
@@ -165,12 +167,13 @@ impl Reader {
                     idle: self.buffer.is_grown().then_some(BUFFER_IDLE),
                 }
             };
-            let received = stream.read(&mut self.buffer.bytes, wait)?;
+            let received = from.read(&mut self.buffer.bytes, wait)?;
             self.filled = received == Received::Bytes(room);
             if received != Received::Idle {
                 return Ok(received);
             }
             self.buffer.give_back();
+            to.release_write_buffer();
         }
     }
 }
@@ -204,7 +207,7 @@ fn requests<L: Link, T: Ticket + 'static>(
     context.written(Direction::Request, false);
     loop {
         if !unscanned {
-            let received = reader.read(&context.client, inside);
+            let received = reader.read(&context.client, link.server(), inside);
             match received.map_err(|source| read_failed(context, Peer::Client, READING, source))? {
                 Received::Bytes(_) | Received::Idle => {}
                 Received::DeadlinePast => {
@@ -308,7 +311,7 @@ fn responses<L: Link, T: Ticket + 'static>(
     loop {
         let mut resumed = None;
         if !unscanned {
-            let received = reader.read(link.server(), scanner.is_inside());
+            let received = reader.read(link.server(), &context.client, scanner.is_inside());
             match received.map_err(|source| read_failed(context, Peer::Server, READING, source))? {
                 Received::Bytes(_) | Received::Idle => {}
                 Received::DeadlinePast => {
@@ -484,7 +487,7 @@ fn swallow<L: Link, T: Ticket + 'static>(
                 }
             }
         }
-        let received = reader.read(link.server(), true);
+        let received = reader.read(link.server(), &context.client, true);
         if received.map_err(|source| failed(Peer::Server, SWALLOWING, source))? == Received::Eof {
             return Err(End::ServerLeft { told: false });
         }

@@ -99,6 +99,7 @@ fn the_cancel_socket_is_closed_before_the_request_is_acted_on() {
     let (listener, address) = tiny_listener();
     let proxy = Setup::new(&[address])
         .top("connect_timeout = \"10m\"\nhandshake_timeout = \"10m\"")
+        .section("[server_tls]\nsslmode = \"disable\"")
         .start();
     let mut client = Wire::connect(proxy.address());
     client.send(&message::startup(

@@ -291,6 +291,7 @@ fn a_long_query_is_cancelled_on_the_pod_it_moved_to() {
     let proxy = Setup::new(&pods.addresses()).start();
     let mut client = connect(&proxy);
     let cancel = client.cancel_token();
+    let at_rest = proxy.resources();
     for _ in 0..3 {
         pod(&mut client);
         proxy.migrate().assert_all_moved(1);
@@ -309,9 +310,9 @@ fn a_long_query_is_cancelled_on_the_pod_it_moved_to() {
             running.join().unwrap()
         });
         assert_eq!(error.code().unwrap().code(), "57014");
-        // A cancel that was still on its way may hit what comes next.
-        let alive =
-            std::iter::repeat_with(|| client.query_one("SELECT 'alive'", &[])).find_map(Result::ok);
-        assert_eq!(alive.unwrap().get::<_, String>(0), "alive");
+        // A cancel that is still on its way would hit what comes next.
+        proxy.wait_resources(at_rest);
+        let alive = client.query_one("SELECT 'alive'", &[]).unwrap();
+        assert_eq!(alive.get::<_, String>(0), "alive");
     }
 }
