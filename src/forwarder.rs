@@ -358,14 +358,16 @@ impl<L: Send + Sync + 'static, T: Ticket + 'static> Forwarder<L, T> {
     }
 
     /// Parks the request processor, whose read was interrupted, for as long as
-    /// the session is suspended.
+    /// the session is suspended.  An order that came meanwhile may start now:
+    /// where the response processor was let go first, it has looked already and
+    /// found this one parked.
     ///
     /// # Errors
     /// [`Closed`].
-    pub fn park_request(self: &Arc<Self>) -> Result<(), Closed> {
+    pub fn park_request(self: &Arc<Self>) -> Result<Option<Ready<L, T>>, Closed> {
         let state = self.state.lock();
-        self.park_while_suspended(state, Direction::Request)
-            .map(drop)
+        let state = self.park_while_suspended(state, Direction::Request)?;
+        Ok(self.take_ready(state))
     }
 
     fn park_while_suspended<'a>(

@@ -211,7 +211,9 @@ fn requests<L: Link, T: Ticket + 'static>(
             match received.map_err(|source| read_failed(context, Peer::Client, READING, source))? {
                 Received::Bytes(_) | Received::Idle => {}
                 Received::DeadlinePast => {
-                    forwarder.park_request()?;
+                    if let Some(ready) = forwarder.park_request()? {
+                        (context.start_transfer)(ready);
+                    }
                     continue;
                 }
                 Received::Eof if inside || !reader.buffer.bytes.is_empty() => {
