@@ -229,8 +229,15 @@ impl<L, T: Ticket> State<L, T> {
     /// a batch: an order waits, and the server has answers to give first.
     /// Where all is answered and yet the session is not safe, a transaction is
     /// open, and only the client can end it.
-    fn holds_back(&self, tag: FrontendTag) -> bool {
-        self.order.is_some() && self.exchange.begins_batch(tag) && !self.exchange.is_answered()
+    ///
+    /// A batch that was `held` already stays so while the last answer is being
+    /// written: its session is safe when that is done, and the order comes first.
+    fn holds_back(&self, tag: FrontendTag, held: bool) -> bool {
+        let awaits_answers = || {
+            let last_answer = self.response == Phase::Writing && self.exchange.is_safe();
+            !self.exchange.is_answered() || held && last_answer
+        };
+        self.order.is_some() && self.exchange.begins_batch(tag) && awaits_answers()
     }
 }
 
@@ -273,9 +280,12 @@ impl<L: Send + Sync + 'static, T: Ticket + 'static> Forwarder<L, T> {
         link: &mut Arc<L>,
     ) -> Result<usize, Closed> {
         let mut state = self.state.lock();
+        // Since the session was last let go: an order holds a batch up once.
+        let mut held = false;
         loop {
+            held &= state.gate != Gate::Suspended;
             state = self.park_while_suspended(state, Direction::Request)?;
-            let admitted = Self::feed_requests(&mut state, frames, bytes);
+            let admitted = Self::feed_requests(&mut state, frames, bytes, held);
             if admitted > 0 {
                 if !Arc::ptr_eq(link, &state.link) {
                     *link = Arc::clone(&state.link);
@@ -283,15 +293,21 @@ impl<L: Send + Sync + 'static, T: Ticket + 'static> Forwarder<L, T> {
                 state.request = Phase::Writing;
                 return Ok(admitted);
             }
+            held = true;
             state.holding_batch = true;
             self.changed.wait(&mut state);
             state.holding_batch = false;
         }
     }
 
-    fn feed_requests(state: &mut State<L, T>, frames: &[RequestFrame], bytes: usize) -> usize {
+    fn feed_requests(
+        state: &mut State<L, T>,
+        frames: &[RequestFrame],
+        bytes: usize,
+        held: bool,
+    ) -> usize {
         for frame in frames {
-            if state.holds_back(frame.tag) {
+            if state.holds_back(frame.tag, held) {
                 return frame.start;
             }
             state.exchange.request(frame.tag);
@@ -318,7 +334,8 @@ impl<L: Send + Sync + 'static, T: Ticket + 'static> Forwarder<L, T> {
             }
             state.response = Phase::Writing;
             state.responses_written += 1;
-            if state.holding_batch {
+            // At a safe point it stays held until `written`.
+            if state.holding_batch && !state.exchange.is_safe() {
                 self.changed.notify_all();
             }
             return Ok(Admitted::Forward);
@@ -358,9 +375,9 @@ impl<L: Send + Sync + 'static, T: Ticket + 'static> Forwarder<L, T> {
     }
 
     /// Parks the request processor, whose read was interrupted, for as long as
-    /// the session is suspended.  An order that came meanwhile may start now:
-    /// where the response processor was let go first, it has looked already and
-    /// found this one parked.
+    /// the session is suspended.  An order that came meanwhile may be the
+    /// caller's to carry out: the response processor, which has looked for it
+    /// as well, may have been let go first.
     ///
     /// # Errors
     /// [`Closed`].
@@ -409,6 +426,10 @@ impl<L: Send + Sync + 'static, T: Ticket + 'static> Forwarder<L, T> {
         } else {
             Phase::Between
         };
+        if state.holding_batch {
+            // It sees the session suspended, or that no worker is free.
+            self.changed.notify_all();
+        }
         self.take_ready(state)
     }
 
@@ -448,7 +469,8 @@ impl<L: Send + Sync + 'static, T: Ticket + 'static> Forwarder<L, T> {
         })
     }
 
-    /// Looks again whether a waiting order can start: a worker is free.
+    /// Looks again whether a waiting order can start: a worker is free, or the
+    /// session has been resumed, perhaps before its processors had stopped.
     #[must_use]
     pub fn look_again(self: &Arc<Self>) -> Option<Ready<L, T>> {
         self.take_ready(self.state.lock())
@@ -588,7 +610,7 @@ impl<L: Send + Sync + 'static, T: Ticket + 'static> Forwarder<L, T> {
 
     /// Opens the gate, on `link` where one is given; returns the connections
     /// that are not used (any more).
-    fn resume(&self, link: Option<Arc<L>>, resumed: Resumed) -> Result<Arc<L>, Arc<L>> {
+    fn resume(&self, link: Option<Arc<L>>, mut resumed: Resumed) -> Result<Arc<L>, Arc<L>> {
         // First the mark, then the gate: in the other order a processor could
         // read, be interrupted by the stale mark and park for nobody.
         let mut state = self.state.lock();
@@ -599,6 +621,8 @@ impl<L: Send + Sync + 'static, T: Ticket + 'static> Forwarder<L, T> {
         self.interrupt.clear();
         let old = std::mem::replace(&mut state.link, link);
         state.owed = resumed.owed;
+        // What nobody took: the response processor may have stopped too late.
+        resumed.leftover.append(&mut state.resumed.leftover);
         state.resumed = resumed;
         state.gate = Gate::Open;
         drop(state);
@@ -633,6 +657,9 @@ pub enum NotParked {
 }
 
 /// Keeps a session suspended.  Dropped, it lets the session go on where it was.
+///
+/// Whoever resumes looks again ([`Forwarder::look_again`]): an order that came
+/// meanwhile has been looked at by nobody where the processors never stopped.
 pub struct Suspension<L: Send + Sync + 'static, T: Ticket + 'static> {
     forwarder: Arc<Forwarder<L, T>>,
     resumed: bool,
@@ -672,7 +699,8 @@ impl<L: Send + Sync + 'static, T: Ticket + 'static> Suspension<L, T> {
     }
 
     /// Bytes of the server that the response processor had read but not
-    /// forwarded.  Give them, or what is left of them, back when resuming.
+    /// forwarded.  Give them, or what is left of them, back when resuming; what
+    /// was never taken is given back by itself.
     #[must_use]
     pub fn take_leftover(&self) -> Vec<u8> {
         std::mem::take(&mut self.forwarder.state.lock().resumed.leftover)
@@ -699,12 +727,7 @@ impl<L: Send + Sync + 'static, T: Ticket + 'static> Suspension<L, T> {
 impl<L: Send + Sync + 'static, T: Ticket + 'static> Drop for Suspension<L, T> {
     fn drop(&mut self) {
         if !self.resumed {
-            let leftover = self.take_leftover();
-            let resumed = Resumed {
-                leftover,
-                ..Resumed::default()
-            };
-            let _ = self.forwarder.resume(None, resumed);
+            let _ = self.forwarder.resume(None, Resumed::default());
         }
     }
 }

@@ -28,11 +28,17 @@ pub trait LookAgain: Send + Sync {
     fn look_again(&self);
 }
 
+/// A session in the queue, and its ticket's note that it is there.
+struct Waiting {
+    session: Weak<dyn LookAgain>,
+    queued: Arc<AtomicBool>,
+}
+
 #[derive(Default)]
 struct Places {
     limit: usize,
     taken: usize,
-    queue: VecDeque<Weak<dyn LookAgain>>,
+    queue: VecDeque<Waiting>,
 }
 
 /// How many transfers may be under way at once, and who is next.
@@ -64,9 +70,10 @@ impl Workers {
         self.serve_queue();
     }
 
-    fn take_or_queue(
+    /// A permit, or else a place in the queue for `session`, once.
+    pub(crate) fn take_or_queue(
         self: &Arc<Self>,
-        queued: &AtomicBool,
+        queued: &Arc<AtomicBool>,
         session: &Weak<dyn LookAgain>,
     ) -> Option<Permit> {
         let mut places = self.places.lock();
@@ -77,13 +84,17 @@ impl Workers {
             });
         }
         if !queued.swap(true, Ordering::Relaxed) {
-            places.queue.push_back(Weak::clone(session));
+            places.queue.push_back(Waiting {
+                session: Weak::clone(session),
+                queued: Arc::clone(queued),
+            });
         }
         None
     }
 
     /// First come, first looked at.  One that is busy again by now comes back
-    /// by itself at its next safe point.
+    /// by itself at its next safe point, and joins the queue again where no
+    /// place is free then, or where another session was faster to this one.
     fn serve_queue(&self) {
         loop {
             let next = {
@@ -91,13 +102,17 @@ impl Workers {
                 if places.taken >= places.limit {
                     return;
                 }
-                places.queue.pop_front()
+                let next = places.queue.pop_front();
+                if let Some(next) = &next {
+                    next.queued.store(false, Ordering::Relaxed);
+                }
+                next
             };
             match next {
                 None => return,
                 // No lock is held: this takes the session's.
-                Some(session) => {
-                    if let Some(session) = session.upgrade() {
+                Some(next) => {
+                    if let Some(session) = next.session.upgrade() {
                         session.look_again();
                     }
                 }
@@ -166,7 +181,7 @@ pub struct MoveTicket {
     name: Arc<SessionName>,
     from: Arc<str>,
     session: Weak<dyn LookAgain>,
-    queued: AtomicBool,
+    queued: Arc<AtomicBool>,
     issued: Instant,
     reported: bool,
 }
@@ -185,7 +200,7 @@ impl MoveTicket {
             name: Arc::clone(name),
             from,
             session,
-            queued: AtomicBool::new(false),
+            queued: Arc::default(),
             issued: Instant::now(),
             reported: false,
         }

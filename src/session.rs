@@ -660,6 +660,8 @@ impl Session {
                         session.set_cause(Cause::Lost(lost));
                         session.close(Closing::Ended);
                     });
+                    // For an order that came meanwhile.
+                    session.look_again();
                 }
             });
         if let Err(error) = spawned
@@ -673,6 +675,8 @@ impl Session {
             drop(suspension);
             ticket.give_up(format!("no thread for the transfer: {error}"));
             drop(permit);
+            // Ends: each time round gives one waiting order up.
+            self.look_again();
         }
     }
 }

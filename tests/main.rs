@@ -20,5 +20,6 @@ mod options;
 mod reload;
 mod shutdown;
 mod split;
+mod storm;
 mod transfer;
 mod tls;
