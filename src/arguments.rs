@@ -19,8 +19,8 @@ Signals:
 
 Exit codes:
   0  Ended by a signal, or --check-config found nothing wrong
-  1  Could not start or go on, for instance because an address is in use
-  2  The command line or the configuration is wrong; nothing was started
+  2  Could not start: the command line, the configuration or a limit of the machine
+     is wrong, or an address is in use; one line on stderr says which
 
 Environment:
   RUST_LOG  What is logged to stderr: error, warn, info (default), debug, trace";

@@ -18,11 +18,16 @@
 //! - A closed gate stays closed, and every waiter wakes on it.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::exchange::{Exchange, WaitingFor};
 use crate::message::{BackendTag, FrontendTag, TransactionStatus};
 use crate::sync::{Condvar, Mutex, MutexGuard};
+
+/// A batch that is held back goes on where the answers before it have made no
+/// progress towards the client for this long: a client that reads only when it
+/// has sent all would wait for us as we for it.
+const HOLD_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Wakes readers that are blocked between two messages.
 pub trait Interrupt: Send + Sync {
@@ -287,17 +292,38 @@ impl<L: Send + Sync + 'static, T: Ticket + 'static> Forwarder<L, T> {
             state = self.park_while_suspended(state, Direction::Request)?;
             let admitted = Self::feed_requests(&mut state, frames, bytes, held);
             if admitted > 0 {
-                if !Arc::ptr_eq(link, &state.link) {
-                    *link = Arc::clone(&state.link);
-                }
-                state.request = Phase::Writing;
-                return Ok(admitted);
+                return Ok(Self::let_go(&mut state, link, admitted));
             }
             held = true;
             state.holding_batch = true;
-            self.changed.wait(&mut state);
+            let written = state.responses_written;
+            let waited = self
+                .changed
+                .wait_until(&mut state, Instant::now() + HOLD_PATIENCE);
             state.holding_batch = false;
+            let stuck = state.response == Phase::Writing && state.responses_written == written;
+            if waited.timed_out() && stuck {
+                let admitted = Self::feed_one(&mut state, frames, bytes);
+                return Ok(Self::let_go(&mut state, link, admitted));
+            }
         }
+    }
+
+    fn let_go(state: &mut State<L, T>, link: &mut Arc<L>, admitted: usize) -> usize {
+        if !Arc::ptr_eq(link, &state.link) {
+            *link = Arc::clone(&state.link);
+        }
+        state.request = Phase::Writing;
+        admitted
+    }
+
+    /// Feeds the batch that was held back, up to where the next may be held.
+    fn feed_one(state: &mut State<L, T>, frames: &[RequestFrame], bytes: usize) -> usize {
+        let Some((first, rest)) = frames.split_first() else {
+            return bytes;
+        };
+        state.exchange.request(first.tag);
+        Self::feed_requests(state, rest, bytes, false)
     }
 
     fn feed_requests(

@@ -211,7 +211,11 @@ fn requests<L: Link, T: Ticket + 'static>(
             match received.map_err(|source| read_failed(context, Peer::Client, READING, source))? {
                 Received::Bytes(_) | Received::Idle => {}
                 Received::DeadlinePast => {
-                    if let Some(ready) = forwarder.park_request()? {
+                    let ready = forwarder.park_request()?;
+                    // Not only with the next request: until then the old server's
+                    // socket and its place on the backend would be kept.
+                    link = forwarder.link();
+                    if let Some(ready) = ready {
                         (context.start_transfer)(ready);
                     }
                     continue;

@@ -39,6 +39,7 @@ pub struct Server {
     listeners: Vec<Arc<TcpListener>>,
     connections: Arc<Places>,
     config_path: PathBuf,
+    stragglers: Receiver<Arc<Session>>,
     /// Stops serving when the server has gone.
     _admin: Option<Admin>,
 }
@@ -76,6 +77,7 @@ impl Server {
         let metrics = Arc::new(Metrics::new());
         let balancer = Balancer::new(&config.backends);
         let limit = config.max_connections;
+        let (straggler, stragglers) = crossbeam_channel::unbounded();
         let shared = Arc::new(Shared {
             connector: Arc::new(Connector::new(&config, &tls, balancer)),
             cancel_keys: CancelKeys::default(),
@@ -84,6 +86,7 @@ impl Server {
             sessions: Registry::default(),
             session_places: Places::new(limit),
             stopping: AtomicBool::new(false),
+            stragglers: straggler,
             config: Arc::new(RwLock::new(Arc::new(config))),
             tls: RwLock::new(Arc::new(tls)),
         });
@@ -100,6 +103,7 @@ impl Server {
             listeners,
             connections: Places::new(limit + EXTRA_CONNECTIONS),
             config_path: config_path.to_owned(),
+            stragglers,
         };
         let numbers = Arc::new(AtomicU64::new(0));
         for listener in &server.listeners {
@@ -127,14 +131,28 @@ impl Server {
 
     /// Acts on signals until it is told to stop, then drains and returns.
     pub fn run(self, signals: &Receiver<Signal>) {
-        while let Ok(signal) = signals.recv() {
-            match signal {
-                Signal::Migrate => self.migrate("SIGUSR1", self.shared.sessions.snapshot()),
-                Signal::Reload => self.reload(),
-                Signal::Stop => break,
+        loop {
+            crossbeam_channel::select! {
+                recv(signals) -> signal => match signal {
+                    Ok(Signal::Migrate) => {
+                        self.migrate("SIGUSR1", self.shared.sessions.snapshot());
+                    }
+                    Ok(Signal::Reload) => self.reload(),
+                    Ok(Signal::Stop) | Err(_) => break,
+                },
+                recv(self.stragglers) -> session => self.move_leaving(session.into_iter().collect()),
             }
         }
         self.stop(signals);
+    }
+
+    /// A round over those of `sessions` whose backend is to be left.
+    fn move_leaving(&self, mut sessions: Vec<Arc<Session>>) {
+        let balancer = self.shared.connector.balancer();
+        sessions.retain(|session| balancer.is_leaving(session.backend()));
+        if !sessions.is_empty() {
+            self.migrate("SIGHUP", sessions);
+        }
     }
 
     // ---- rounds ------------------------------------------------------------
@@ -225,12 +243,7 @@ impl Server {
             .set_limit(config.max_connections + EXTRA_CONNECTIONS);
         *self.shared.config.write() = Arc::new(config);
         log::info!(file; "configuration reloaded");
-        let balancer = self.shared.connector.balancer();
-        let mut leaving = self.shared.sessions.snapshot();
-        leaving.retain(|session| balancer.is_leaving(session.backend()));
-        if !leaving.is_empty() {
-            self.migrate("SIGHUP", leaving);
-        }
+        self.move_leaving(self.shared.sessions.snapshot());
     }
 
     // ---- the end -----------------------------------------------------------

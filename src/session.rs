@@ -12,6 +12,7 @@ use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::Sender;
 use parking_lot::{Mutex, RwLock};
 
 use crate::admission::{Admission, Admitted, Refusal, admit};
@@ -62,6 +63,9 @@ pub struct Shared {
     pub session_places: Arc<Places>,
     /// No new sessions.
     pub stopping: AtomicBool,
+    /// Sessions that were logging in on a backend while a reload made it one to
+    /// leave: no round of the reload has them.
+    pub stragglers: Sender<Arc<Session>>,
 }
 
 /// A session between its login and its end, as others see it.
@@ -390,10 +394,15 @@ impl Opened {
             // Registered too late to be asked with the others.
             session.order_end();
         }
+        if shared.connector.balancer().is_leaving(session.backend()) {
+            // Nobody takes it where the proxy is about to end.
+            let _ = shared.stragglers.send(Arc::clone(&session));
+        }
         session.forward(from_client, from_server);
         drop(registered);
-        session.end(&shared.metrics, opened.elapsed());
+        // Before the log says so: who reads that may come at once.
         drop(place);
+        session.end(&shared.metrics, opened.elapsed());
     }
 }
 

@@ -47,6 +47,20 @@ fn a_single_backend_is_dialed_anew() {
 }
 
 #[test]
+fn an_idle_session_keeps_nothing_of_the_server_it_left() {
+    let servers = [Server::echoing(), Server::echoing()];
+    let proxy = Setup::new(&[servers[0].address(), servers[1].address()]).start();
+    let clients: Vec<_> = (0..6).map(|_| proxy.login("maria")).collect();
+    let before = proxy.resources();
+    for _ in 0..3 {
+        proxy.migrate().assert_all_moved(6);
+        // Not one of them says a word.
+        proxy.wait_resources(before);
+    }
+    drop(clients);
+}
+
+#[test]
 fn no_reachable_target_leaves_the_session_in_peace() {
     let server = Server::echoing();
     let proxy = Setup::new(&[server.address(), closed_port()]).start();
