@@ -757,3 +757,6 @@ impl<L: Send + Sync + 'static, T: Ticket + 'static> Drop for Suspension<L, T> {
         }
     }
 }
+
+#[cfg(test)]
+mod model;
