@@ -3,7 +3,7 @@
 //! A rule names a step (one per message that a pod sends in a login, a state
 //! query or a restore) and what goes wrong there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -82,6 +82,8 @@ pub enum Fault {
     Stall,
     /// An ErrorResponse (SQLSTATE, text) comes instead.
     Refuse(String, String),
+    /// A FATAL ErrorResponse (SQLSTATE, text) comes instead, then the end.
+    Die(String, String),
     /// The connection ends (FIN) before the message.
     Cut,
     /// The connection is reset (RST) before the message.
@@ -137,6 +139,7 @@ pub struct Rule {
     fault: Fault,
     times: Option<u64>,
     token: Option<bool>,
+    user: Option<String>,
 }
 
 impl Rule {
@@ -148,6 +151,7 @@ impl Rule {
             fault,
             times: None,
             token: None,
+            user: None,
         }
     }
 
@@ -175,6 +179,16 @@ impl Rule {
     pub fn only_client_logins(self) -> Self {
         Self {
             token: Some(false),
+            ..self
+        }
+    }
+
+    /// Strikes only this user's sessions, so that many cases can run on one
+    /// pod at once. Never matches `Accept`.
+    #[must_use]
+    pub fn only_user(self, user: &str) -> Self {
+        Self {
+            user: Some(user.to_owned()),
             ..self
         }
     }
@@ -219,6 +233,9 @@ impl FromStr for Rule {
             "refuse" if argument.len() == 5 => {
                 Fault::Refuse(argument.to_owned(), "refused on request".to_owned())
             }
+            "die" if argument.len() == 5 => {
+                Fault::Die(argument.to_owned(), "ended on request".to_owned())
+            }
             "cut" => Fault::Cut,
             "reset" => Fault::Reset,
             "garble" => Fault::Garble,
@@ -239,6 +256,7 @@ impl FromStr for Rule {
             fault,
             times,
             token,
+            user: None,
         })
     }
 }
@@ -255,16 +273,21 @@ struct Inner {
 
 #[derive(Debug, Default)]
 struct State {
-    rules: Vec<(u64, Rule)>,
+    rules: Vec<(RuleId, Rule)>,
     next_id: u64,
     hits: BTreeMap<Step, u64>,
+    struck: BTreeSet<RuleId>,
 }
+
+/// One rule that was added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RuleId(u64);
 
 /// A rule that struck: what to do, and whose rule it was.
 #[derive(Debug, Clone)]
 pub(crate) struct Hit {
     pub(crate) fault: Fault,
-    id: u64,
+    id: RuleId,
 }
 
 impl Faults {
@@ -274,11 +297,32 @@ impl Faults {
     }
 
     /// Adds a rule; of several that match, the oldest strikes.
-    pub fn add(&self, rule: Rule) {
+    pub fn add(&self, rule: Rule) -> RuleId {
         let mut state = self.0.state.lock();
-        let id = state.next_id;
+        let id = RuleId(state.next_id);
         state.next_id += 1;
         state.rules.push((id, rule));
+        id
+    }
+
+    /// Removes one rule; what it stalled or delayed goes on.
+    pub fn remove(&self, id: RuleId) {
+        self.0.state.lock().rules.retain(|(other, _)| *other != id);
+        self.0.changed.notify_all();
+    }
+
+    /// Waits until this rule has struck; `false` where it has not within
+    /// `timeout`.
+    #[must_use]
+    pub fn wait_struck(&self, id: RuleId, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        let mut state = self.0.state.lock();
+        while !state.struck.contains(&id) {
+            if self.0.changed.wait_until(&mut state, deadline).timed_out() {
+                return state.struck.contains(&id);
+            }
+        }
+        true
     }
 
     /// Removes all rules; what is stalled or delayed goes on.
@@ -325,31 +369,42 @@ impl Faults {
     }
 
     /// The rule that strikes when a session sends this step's message.
-    pub(crate) fn at(&self, step: Step, token: Option<bool>) -> Option<Hit> {
-        self.take(token, |rule| rule.step == step && !rule.fault.is_shape())
+    pub(crate) fn at(&self, step: Step, token: Option<bool>, user: &str) -> Option<Hit> {
+        self.take(token, user, |rule| {
+            rule.step == step && !rule.fault.is_shape()
+        })
     }
 
     /// The rule that shapes the whole answer to which this step belongs.
-    pub(crate) fn shape(&self, step: Step, token: bool) -> Option<Fault> {
+    pub(crate) fn shape(&self, step: Step, token: bool, user: &str) -> Option<Fault> {
         let same = |rule: &Rule| {
             !rule.step.is_login()
                 && rule.step.is_state() == step.is_state()
                 && rule.fault.is_shape()
         };
-        self.take(Some(token), same).map(|hit| hit.fault)
+        self.take(Some(token), user, same).map(|hit| hit.fault)
     }
 
     /// `token` is `None` where the kind of login is not known yet.
-    fn take(&self, token: Option<bool>, matches: impl Fn(&Rule) -> bool) -> Option<Hit> {
+    fn take(
+        &self,
+        token: Option<bool>,
+        user: &str,
+        matches: impl Fn(&Rule) -> bool,
+    ) -> Option<Hit> {
         let mut state = self.0.state.lock();
         let (id, rule) = state.rules.iter_mut().find(|(_, rule)| {
-            rule.times != Some(0) && (rule.token.is_none() || rule.token == token) && matches(rule)
+            rule.times != Some(0)
+                && (rule.token.is_none() || rule.token == token)
+                && rule.user.as_deref().is_none_or(|only| only == user)
+                && matches(rule)
         })?;
         if let Some(times) = &mut rule.times {
             *times -= 1;
         }
         let (id, step, fault) = (*id, rule.step, rule.fault.clone());
         *state.hits.entry(step).or_default() += 1;
+        state.struck.insert(id);
         self.0.changed.notify_all();
         Some(Hit { fault, id })
     }

@@ -52,5 +52,5 @@ mod types;
 mod wire;
 
 pub use config::{Auth, Config};
-pub use faults::{Fault, Faults, Rule, Step};
+pub use faults::{Fault, Faults, Rule, RuleId, Step};
 pub use pod::Pod;

@@ -58,6 +58,7 @@ impl Session {
         }
         let token = params.remove(TOKEN_PARAMETER);
         self.output.token_login = Some(token.is_some());
+        self.output.user = params.get("user").cloned().unwrap_or_default();
         self.output.step(Some(Step::Startup), &[])?;
         self.negotiate(version, &params)?;
         self.take_parameters(params)?;

@@ -34,7 +34,9 @@ fn run() -> Result<(), String> {
         .map_err(|error| format!("cannot catch signals: {error}"))?;
     let mut pod =
         Pod::start(config).map_err(|error| format!("cannot start on {listen}: {error}"))?;
-    rules.into_iter().for_each(|rule| pod.faults().add(rule));
+    for rule in rules {
+        pod.faults().add(rule);
+    }
     eprintln!("sqlpod listening name={name} address={}", pod.address());
     signals.forever().next();
     pod.stop();

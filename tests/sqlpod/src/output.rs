@@ -69,6 +69,8 @@ pub(crate) struct Output {
     handle: Arc<Handle>,
     /// Whether the login was with a token; `None` until that is known.
     pub(crate) token_login: Option<bool>,
+    /// Empty until the startup packet was read.
+    pub(crate) user: String,
 }
 
 impl Output {
@@ -78,6 +80,7 @@ impl Output {
             faults,
             handle,
             token_login: None,
+            user: String::new(),
         }
     }
 
@@ -85,7 +88,7 @@ impl Output {
         let token = self.token_login.unwrap_or(false);
         let shape = purpose
             .steps()
-            .and_then(|[step, ..]| self.faults.shape(step, token));
+            .and_then(|[step, ..]| self.faults.shape(step, token, &self.user));
         Answer {
             purpose,
             describe,
@@ -188,7 +191,8 @@ impl Output {
 
     /// Sends a message of a step at which a fault may strike.
     pub(crate) fn step(&mut self, step: Option<Step>, message: &[u8]) -> Result<(), Failure> {
-        let hit = step.and_then(|step| Some((step, self.faults.at(step, self.token_login)?)));
+        let strikes = |step| self.faults.at(step, self.token_login, &self.user);
+        let hit = step.and_then(|step| Some((step, strikes(step)?)));
         match hit {
             Some((step, hit)) => self.strike(step, &hit, message),
             None => Ok(self.wire.send(message)?),
@@ -213,6 +217,7 @@ impl Output {
                 }
                 .into());
             }
+            Fault::Die(code, text) => return Err(PgError::fatal(code, text).into()),
             Fault::Cut => {
                 socket.shutdown(Shutdown::Write)?;
                 return Err(end("cut"));
