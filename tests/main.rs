@@ -15,6 +15,7 @@ mod authentication;
 mod cancel;
 mod exchange;
 mod many;
+mod matrix;
 mod migration;
 mod options;
 mod reload;

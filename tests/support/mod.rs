@@ -5,6 +5,7 @@
 
 pub(crate) mod log;
 pub(crate) mod message;
+pub(crate) mod metrics;
 pub(crate) mod pods;
 pub(crate) mod postgres;
 pub(crate) mod proxy;

@@ -1,0 +1,71 @@
+//! What the proxy tells Prometheus.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use super::poll_kernel;
+use super::proxy::Proxy;
+
+/// For [`super::proxy::Setup::top`]: without it there is nothing to scrape.
+pub(crate) const ADMIN: &str = "admin_listen = \"127.0.0.1:0\"";
+
+/// One scrape: the plain samples, without histograms' buckets.
+#[derive(Debug)]
+pub(crate) struct Scrape(BTreeMap<String, f64>);
+
+impl Scrape {
+    pub(crate) fn of(proxy: &Proxy) -> Self {
+        let line = proxy.wait_log(0, |line| line.is("admin listening"));
+        let mut stream = TcpStream::connect(line.get("address")).unwrap();
+        stream
+            .write_all(b"GET /metrics HTTP/1.1\r\nHost: proxy\r\nConnection: close\r\n\r\n")
+            .unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        let samples = body
+            .lines()
+            .filter(|line| !line.starts_with('#') && !line.contains('{'))
+            .filter_map(|line| line.split_once(' '))
+            .map(|(name, value)| (name.to_owned(), value.parse().unwrap()));
+        Self(samples.collect())
+    }
+
+    /// A counter, a gauge, or a histogram's `_count` or `_sum`.
+    pub(crate) fn get(&self, name: &str) -> f64 {
+        match self.0.get(name) {
+            Some(value) => *value,
+            None => panic!("no {name} in {:?}", self.0),
+        }
+    }
+
+    /// # Panics
+    /// Unless every transfer that was attempted is counted with one outcome.
+    pub(crate) fn assert_consistent(&self) {
+        let sum: f64 = ["success", "error_recoverable", "error_fatal"]
+            .iter()
+            .map(|outcome| self.get(&format!("proxy_conn_migration_{outcome}")))
+            .sum();
+        let attempted = self.get("proxy_conn_migration_attempted");
+        assert!((attempted - sum).abs() < 0.5, "{self:?}");
+    }
+}
+
+/// Waits until nobody is connected and nothing is under way any more.
+pub(crate) fn wait_quiet(proxy: &Proxy) {
+    let levels = [
+        "proxy_sql_conns",
+        "proxy_balancer_rebalance_queued",
+        "proxy_balancer_rebalance_running",
+    ];
+    poll_kernel(
+        || {
+            let scrape = Scrape::of(proxy);
+            scrape.assert_consistent();
+            levels.iter().all(|name| scrape.get(name) == 0.0)
+        },
+        || format!("not at zero: {:?}", Scrape::of(proxy)),
+    );
+}
