@@ -15,6 +15,7 @@ use crate::config::{Address, Config};
 use crate::error::{Error, Peer, SqlState};
 use crate::frame::{Frame, FrameReader};
 use crate::message::{BackendTag, ErrorFields};
+use crate::metrics::{Event, Metrics};
 use crate::socket::{ReadDeadline, Socket};
 use crate::stream::Stream;
 use crate::tls::{self, ServerTlsContext, TlsContexts};
@@ -38,6 +39,7 @@ pub struct Connected {
 /// Opens connections to the configured backends.
 pub struct Connector {
     balancer: Arc<Balancer>,
+    metrics: Arc<Metrics>,
     settings: RwLock<Settings>,
 }
 
@@ -51,9 +53,15 @@ struct Settings {
 impl Connector {
     /// Dials the backends that `balancer` picks.
     #[must_use]
-    pub fn new(config: &Config, tls: &TlsContexts, balancer: Arc<Balancer>) -> Self {
+    pub fn new(
+        config: &Config,
+        tls: &TlsContexts,
+        balancer: Arc<Balancer>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         Self {
             balancer,
+            metrics,
             settings: RwLock::new(Settings {
                 connect_timeout: config.connect_timeout,
                 tls: Arc::clone(&tls.server),
@@ -90,6 +98,9 @@ impl Connector {
         let mut tried = Vec::new();
         let mut last = None;
         while let Some(assignment) = self.balancer.pick(&tried) {
+            if !tried.is_empty() {
+                self.metrics.count(Event::DialRetry);
+            }
             tried.push(assignment.id());
             match self.open(assignment, startup, read_deadline, deadline) {
                 Ok(connected) => return Ok(connected),
@@ -99,6 +110,10 @@ impl Connector {
                 break;
             }
         }
+        self.metrics.count(match last {
+            None => Event::Routing,
+            Some(_) => Event::BackendDown,
+        });
         Err(Error::refused(
             SqlState::UNABLE_TO_CONNECT,
             match last {
@@ -130,6 +145,9 @@ impl Connector {
                 Err(no_target) => return Err(last.unwrap_or(TargetError::None(no_target))),
             };
             let name = Arc::clone(assignment.name());
+            if !tried.is_empty() {
+                self.metrics.count(Event::DialRetry);
+            }
             tried.push(assignment.id());
             let logged_in = self
                 .open(assignment, startup, read_deadline, deadline)
@@ -160,6 +178,7 @@ impl Connector {
         deadline: Instant,
     ) -> Result<Connected, Error> {
         let deadline = deadline.min(self.dial_deadline());
+        let began = Instant::now();
         let opened = self.try_open(assignment.address(), startup, read_deadline, deadline);
         let slow = matches!(opened, Err(Error::Timeout { .. }));
         let news = self
@@ -178,6 +197,7 @@ impl Connector {
             Ok(_) => {}
         }
         let (server, first) = opened?;
+        self.metrics.dial_finished(began.elapsed());
         Ok(Connected {
             assignment,
             server,

@@ -15,7 +15,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::forwarder::Ticket;
 use crate::logging::{Milliseconds, event};
-use crate::metrics::{Metrics, TransferOutcome};
+use crate::metrics::{Event, Level, LevelGuard, Metrics, TransferOutcome};
 
 /// Between two progress lines of a round.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
@@ -183,6 +183,8 @@ pub struct MoveTicket {
     session: Weak<dyn LookAgain>,
     queued: Arc<AtomicBool>,
     issued: Instant,
+    /// Waiting, then under way, then neither.
+    level: Option<LevelGuard>,
     reported: bool,
 }
 
@@ -195,7 +197,9 @@ impl MoveTicket {
         from: Arc<str>,
         session: Weak<dyn LookAgain>,
     ) -> Self {
+        round.metrics.count(Event::RebalanceRequested);
         Self {
+            level: Some(round.metrics.hold(Level::RebalanceQueued)),
             round: Arc::clone(round),
             name: Arc::clone(name),
             from,
@@ -216,6 +220,7 @@ impl MoveTicket {
     /// session since the order was given.
     pub fn begin(&mut self, from: Arc<str>) {
         self.from = from;
+        self.level = Some(self.round.metrics.hold(Level::RebalanceRunning));
     }
 
     /// The transfer has ended.
@@ -233,6 +238,8 @@ impl MoveTicket {
         if std::mem::replace(&mut self.reported, true) {
             return;
         }
+        // Before the last of a round is told: then all levels are down.
+        self.level = None;
         // Built by hand: log's macro knows no key that is only there sometimes.
         let mut pairs: Vec<(&str, Value<'_>)> = vec![
             ("conn", self.name.conn.into()),
@@ -258,6 +265,9 @@ impl MoveTicket {
         self.round
             .metrics
             .transfer_finished(report.outcome, report.blocked, report.state_bytes);
+        if report.outcome == TransferOutcome::Success {
+            self.round.unsupported_told.store(false, Ordering::Relaxed);
+        }
         self.round.note(report.outcome);
     }
 }
@@ -307,6 +317,8 @@ pub struct Round {
     /// Said by one server, true for the whole cluster: not asked again in this
     /// round.
     unsupported: OnceLock<String>,
+    /// See [`Migrator`].
+    unsupported_told: Arc<AtomicBool>,
 }
 
 impl Round {
@@ -332,6 +344,15 @@ impl Round {
     pub fn note_unsupported(&self, text: &str) {
         // The first one's words stand for all.
         let _ = self.unsupported.set(text.to_owned());
+        if !self.unsupported_told.swap(true, Ordering::Relaxed) {
+            log::warn!(
+                round = self.number,
+                setting = "server.user_login.session_revival_token.enabled",
+                reason = text;
+                "no session can be moved: enable the setting on the SQL servers; \
+                 only a tenant's cluster has it"
+            );
+        }
     }
 
     fn note(&self, outcome: TransferOutcome) {
@@ -400,6 +421,9 @@ pub struct Migrator {
     rounds: AtomicU64,
     workers: Arc<Workers>,
     metrics: Arc<Metrics>,
+    /// The log has said that sessions of this cluster cannot be moved, and none
+    /// has been since.
+    unsupported_told: Arc<AtomicBool>,
 }
 
 impl Migrator {
@@ -408,6 +432,7 @@ impl Migrator {
     pub fn new(workers: usize, metrics: Arc<Metrics>) -> Self {
         Self {
             rounds: AtomicU64::new(0),
+            unsupported_told: Arc::default(),
             workers: Workers::new(workers),
             metrics,
         }
@@ -432,6 +457,7 @@ impl Migrator {
             counts: Mutex::default(),
             changed: Condvar::new(),
             unsupported: OnceLock::new(),
+            unsupported_told: Arc::clone(&self.unsupported_told),
         })
     }
 }

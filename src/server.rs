@@ -79,7 +79,12 @@ impl Server {
         let limit = config.max_connections;
         let (straggler, stragglers) = crossbeam_channel::unbounded();
         let shared = Arc::new(Shared {
-            connector: Arc::new(Connector::new(&config, &tls, balancer)),
+            connector: Arc::new(Connector::new(
+                &config,
+                &tls,
+                balancer,
+                Arc::clone(&metrics),
+            )),
             cancel_keys: CancelKeys::default(),
             migrator: Migrator::new(config.migration.workers, Arc::clone(&metrics)),
             metrics,

@@ -301,9 +301,7 @@ fn open(
         assignment,
         mut server,
         first,
-    } = connected.inspect_err(|_| {
-        shared.metrics.count(Event::BackendDown);
-    })?;
+    } = connected?;
     let mut client_key = None;
     let relayed = relay(&mut client, &mut server, first, deadline, |bytes| {
         let key = CancelKeys::draw(bytes)
