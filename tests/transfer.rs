@@ -15,15 +15,15 @@ const SHORT: &str = "[migration]\ntimeout = \"300ms\"\nwait = \"300ms\"";
 
 /// Closed until somebody opens it for all.
 #[derive(Clone, Default)]
-struct Gate(Arc<(Mutex<bool>, Condvar)>);
+pub(crate) struct Gate(Arc<(Mutex<bool>, Condvar)>);
 
 impl Gate {
-    fn open(&self) {
+    pub(crate) fn open(&self) {
         *self.0.0.lock().unwrap() = true;
         self.0.1.notify_all();
     }
 
-    fn wait(&self) {
+    pub(crate) fn wait(&self) {
         let open = self.0.0.lock().unwrap();
         let waited = self.0.1.wait_timeout_while(open, PATIENCE, |open| !*open);
         assert!(!waited.unwrap().1.timed_out(), "nobody opens the gate");
