@@ -100,7 +100,7 @@ pub fn admit(
     };
     let stream = tls
         .accept(socket, deadline, direct)
-        .map_err(|source| untold(Error::io(Peer::Client, "the TLS handshake", source)))?;
+        .map_err(|source| untold(Error::io(Peer::Client, "negotiating TLS", source)))?;
     let stream = Arc::new(stream);
     let refuse = |error| Refusal {
         stream: Some(Arc::clone(&stream)),

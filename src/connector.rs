@@ -247,7 +247,7 @@ impl Connector {
     ) -> Result<Arc<Stream>, Error> {
         let tls = Arc::clone(&self.settings.read().tls);
         let socket = dial_tcp(address, read_deadline, deadline)?;
-        let failed = |source| Error::io(Peer::Server, "asking for TLS", source);
+        let failed = |source| Error::io(Peer::Server, "negotiating TLS", source);
         let stream = match tls
             .connect(socket, &address.host, deadline)
             .map_err(failed)?
