@@ -1,7 +1,12 @@
-//! TLS on either leg against OpenSSL as the peer.
+//! TLS on either leg: the library's parts against OpenSSL as the peer, then the
+//! proxy as a process between real clients and servers.
 
+mod backends;
 mod certs;
 mod contexts;
 mod duplex;
 mod handshakes;
 mod peer;
+mod rig;
+mod scram;
+mod sslmodes;
