@@ -4,7 +4,7 @@
 //! Every byte a stranger can send comes through here first.  One deadline over
 //! all steps; a trickled byte never renews it.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -73,11 +73,9 @@ pub fn admit(
         stream: None,
         error,
     };
-    let first = match socket.peek(deadline) {
+    let first = match first_byte(&socket, deadline) {
         Ok(Some(first)) => first,
         Ok(None) => return Ok(Admission::Probe),
-        // Some probes close with a reset.
-        Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(Admission::Probe),
         Err(error) => {
             let error = Error::io(Peer::Client, READING, error);
             let stream = Some(Arc::new(Stream::Plain(socket)));
@@ -98,6 +96,10 @@ pub fn admit(
         let what = "asked for TLS where there is none";
         return Err(untold(Error::protocol(Peer::Client, READING, what)));
     };
+    // Some probes ask for TLS and leave with the answer.
+    if matches!(first_byte(&socket, deadline), Ok(None)) {
+        return Ok(Admission::Probe);
+    }
     let stream = tls
         .accept(socket, deadline, direct)
         .map_err(|source| untold(Error::io(Peer::Client, "negotiating TLS", source)))?;
@@ -123,6 +125,15 @@ pub fn admit(
             READING,
             "an encryption request inside TLS",
         ))),
+    }
+}
+
+/// The next byte, which stays where it is.  `None`: the peer has left.
+fn first_byte(socket: &Socket, deadline: Instant) -> io::Result<Option<u8>> {
+    match socket.peek(deadline) {
+        // Some probes close with a reset.
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(None),
+        peeked => peeked,
     }
 }
 
@@ -243,8 +254,13 @@ fn read_packet(
         }
         buffer.reserve(1024);
         let received = match stream.read(buffer, Wait::Until(deadline)) {
-            // Some probes close with a reset.
-            Err(error) if error.kind() == ErrorKind::ConnectionReset && buffer.is_empty() => {
+            // Some probes close with a reset, or without TLS's close_notify.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof
+                ) && buffer.is_empty() =>
+            {
                 return Ok(None);
             }
             received => received,
