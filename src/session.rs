@@ -523,7 +523,8 @@ impl Session {
         self.client.socket().shutdown_read();
     }
 
-    /// Tells the client why its session ends, where it does not know.
+    /// Tells the client why its session ends, where it does not know, and that
+    /// it ends: without TLS's close_notify an end looks like an attack.
     fn tell_cause(&self) {
         let cause = self.cause.lock();
         let fatal = |(sqlstate, text): (SqlState, String)| fatal_error(sqlstate, &text);
@@ -535,7 +536,7 @@ impl Session {
                 )),
                 Some(Closing::Ended) | None => return,
             },
-            Some(Cause::End(End::ClientLeft { .. } | End::ServerLeft { told: true })) => return,
+            Some(Cause::End(End::ClientLeft { .. } | End::ServerLeft { told: true })) => Vec::new(),
             Some(Cause::End(End::ServerLeft { told: false } | End::Closed)) => fatal((
                 SqlState::CONNECTION_FAILURE,
                 "the connection to the SQL server was lost".to_owned(),
