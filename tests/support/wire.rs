@@ -130,6 +130,11 @@ impl<S: Channel> Wire<S> {
         }
     }
 
+    /// The stream, for what is below messages.
+    pub(crate) fn stream_mut(&mut self) -> &mut S {
+        &mut self.stream
+    }
+
     /// # Panics
     /// If the other end no longer takes anything; [`Self::try_send`] does not.
     pub(crate) fn send(&mut self, bytes: &[u8]) {
