@@ -71,6 +71,9 @@ impl Drop for Order {
 pub(super) type ReadySession = Ready<Leg, Order>;
 pub(super) type Suspended = Suspension<Leg, Order>;
 
+/// How each direction ended, as the processors tell it.
+type Ends = (Sender<(Direction, End)>, Receiver<(Direction, End)>);
+
 /// The session and what a test holds of it.
 pub(super) struct Rig {
     /// The application's end.

@@ -179,7 +179,8 @@ fn a_server_may_end_and_its_last_word_still_arrives() {
 fn who_leaves_with_terminate_needs_no_close_notify() {
     let server = Server::echoing();
     let proxy = start(server.address(), "require");
-    let leave: [(&str, fn(&std::net::TcpStream)); 2] = [
+    type Prepare = fn(&std::net::TcpStream);
+    let leave: [(&str, Prepare); 2] = [
         ("close", |_| {}),
         ("reset", |tcp| {
             let zero = Some(std::time::Duration::ZERO);
