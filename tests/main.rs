@@ -15,6 +15,7 @@ mod authentication;
 mod cancel;
 mod exchange;
 mod late;
+mod fuzz;
 mod many;
 mod matrix;
 mod migration;
