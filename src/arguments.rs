@@ -89,7 +89,6 @@ mod tests {
             "SIGINT",
             "SIGTERM",
             "\n  0 ",
-            "\n  1 ",
             "\n  2 ",
             "RUST_LOG",
             "--config <FILE>",
