@@ -56,6 +56,18 @@ pub struct Config {
     pub report_restored: bool,
     /// `server_version` as clients see it.
     pub server_version: String,
+    /// What clients that ask for TLS are shown; without it they are refused.
+    /// Clients without TLS are let in all the same.
+    pub tls: Option<Tls>,
+}
+
+/// A certificate and its key, PEM.
+#[derive(Debug, Clone)]
+pub struct Tls {
+    /// The certificate with its chain.
+    pub cert_file: PathBuf,
+    /// Its private key.
+    pub key_file: PathBuf,
 }
 
 impl Config {
@@ -72,6 +84,7 @@ impl Config {
             max_state_size: DEFAULT_MAX_STATE_BYTES,
             report_restored: false,
             server_version: crate::settings::SERVER_VERSION.to_owned(),
+            tls: None,
         }
     }
 
@@ -88,6 +101,16 @@ impl Config {
     #[must_use]
     pub fn auth(self, auth: Auth) -> Self {
         Self { auth, ..self }
+    }
+
+    /// Lets clients speak TLS.
+    #[must_use]
+    pub fn tls(self, cert_file: impl Into<PathBuf>, key_file: impl Into<PathBuf>) -> Self {
+        let tls = Some(Tls {
+            cert_file: cert_file.into(),
+            key_file: key_file.into(),
+        });
+        Self { tls, ..self }
     }
 
     /// Adds a user.

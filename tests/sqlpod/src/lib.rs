@@ -45,12 +45,13 @@ mod session;
 mod settings;
 mod state;
 mod statement;
+mod tls;
 mod transaction;
 mod transfer;
 mod translate;
 mod types;
 mod wire;
 
-pub use config::{Auth, Config};
+pub use config::{Auth, Config, Tls};
 pub use faults::{Fault, Faults, Rule, RuleId, Step};
 pub use pod::Pod;

@@ -1,6 +1,7 @@
 //! From the first byte to the first ReadyForQuery.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::auth::{Scram, Secret};
@@ -28,8 +29,15 @@ impl Session {
         self.output.step(Some(Step::Accept), &[])?;
         let (version, packet) = loop {
             match self.output.wire.read_startup()? {
+                (SSL_REQUEST, _) if self.pod.tls.is_some() && !self.output.wire.is_tls() => {
+                    self.output.wire.send(b"S")?;
+                    self.output.wire.flush()?;
+                    if let Some(acceptor) = &self.pod.tls {
+                        let socket = Arc::clone(&self.handle.socket);
+                        self.output.wire.start_tls(acceptor, socket)?;
+                    }
+                }
                 (SSL_REQUEST | GSSENC_REQUEST, _) => {
-                    // TLS would replace the wire's stream here.
                     self.output.wire.send(b"N")?;
                     self.output.wire.flush()?;
                 }
@@ -127,7 +135,7 @@ impl Session {
     fn authenticate(&mut self) -> Result<(), Failure> {
         let refuse = format!("password authentication failed for user \"{}\"", self.user);
         let refuse = || PgError::fatal("28P01", &refuse);
-        let pod = std::sync::Arc::clone(&self.pod);
+        let pod = Arc::clone(&self.pod);
         let secret = pod.secrets.get(&self.user);
         match pod.config.auth {
             Auth::Trust => Ok(()),

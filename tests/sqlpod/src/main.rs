@@ -9,8 +9,8 @@ use sqlpod::{Config, Pod, Rule};
 const USAGE: &str = "\
 usage: sqlpod --database FILE [--listen ADDRESS] [--name NAME]
               [--auth trust|password|scram-sha-256] [--user NAME=PASSWORD]...
-              [--no-tokens] [--max-state-size BYTES] [--server-version VERSION]
-              [--fault RULE]...";
+              [--tls-cert FILE --tls-key FILE] [--no-tokens] [--max-state-size BYTES]
+              [--server-version VERSION] [--fault RULE]...";
 
 fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
@@ -50,6 +50,7 @@ fn options() -> Result<Option<(Config, Vec<Rule>)>, lexopt::Error> {
 
     let mut config = Config::new("pod", "");
     let mut rules = Vec::new();
+    let (mut cert_file, mut key_file) = (None, None);
     let mut parser = lexopt::Parser::from_env();
     while let Some(option) = parser.next()? {
         match option {
@@ -62,6 +63,8 @@ fn options() -> Result<Option<(Config, Vec<Rule>)>, lexopt::Error> {
                 let (name, password) = user.split_once('=').ok_or("--user takes NAME=PASSWORD")?;
                 config.users.insert(name.to_owned(), password.to_owned());
             }
+            Long("tls-cert") => cert_file = Some(parser.value()?),
+            Long("tls-key") => key_file = Some(parser.value()?),
             Long("no-tokens") => config.tokens = false,
             Long("max-state-size") => config.max_state_size = parser.value()?.parse()?,
             Long("server-version") => config.server_version = parser.value()?.string()?,
@@ -72,6 +75,11 @@ fn options() -> Result<Option<(Config, Vec<Rule>)>, lexopt::Error> {
     }
     if config.database.as_os_str().is_empty() {
         return Err("--database is missing".into());
+    }
+    match (cert_file, key_file) {
+        (None, None) => {}
+        (Some(cert_file), Some(key_file)) => config = config.tls(cert_file, key_file),
+        _ => return Err("--tls-cert and --tls-key go together".into()),
     }
     Ok(Some((config, rules)))
 }

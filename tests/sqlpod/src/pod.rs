@@ -12,6 +12,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use ed25519_dalek::SigningKey;
+use openssl::ssl::SslAcceptor;
 use parking_lot::{Condvar, Mutex};
 use socket2::SockRef;
 
@@ -22,6 +23,7 @@ use crate::faults::Faults;
 use crate::handle::Handle;
 use crate::output::Output;
 use crate::session::Session;
+use crate::tls;
 use crate::wire::{Plain, Wire};
 
 /// How long `stop` lets sessions say goodbye before it cuts them.
@@ -42,6 +44,7 @@ pub(crate) struct Inner {
     pub(crate) faults: Faults,
     pub(crate) key: SigningKey,
     pub(crate) secrets: BTreeMap<String, Secret>,
+    pub(crate) tls: Option<SslAcceptor>,
     max_state_size: AtomicUsize,
     registry: Mutex<Registry>,
     changed: Condvar,
@@ -70,10 +73,12 @@ impl Pod {
     /// Starts a pod; it listens when this returns.
     ///
     /// # Errors
-    /// The address cannot be had, or the database not be opened.
+    /// The address cannot be had, the database not be opened, or the certificate
+    /// not be used.
     pub fn start(config: Config) -> io::Result<Self> {
         let listener = Arc::new(TcpListener::bind(&config.listen)?);
         let address = listener.local_addr()?;
+        let tls = config.tls.as_ref().map(tls::acceptor).transpose()?;
         let (anchor, key) = open_tenant(&config.database).map_err(io::Error::other)?;
         let secrets = config
             .users
@@ -83,6 +88,7 @@ impl Pod {
             faults: Faults::default(),
             key,
             secrets: secrets.collect(),
+            tls,
             max_state_size: AtomicUsize::new(config.max_state_size),
             registry: Mutex::default(),
             changed: Condvar::new(),

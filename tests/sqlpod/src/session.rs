@@ -81,7 +81,10 @@ impl Session {
         let ended = self
             .login()
             .and_then(|stays| if stays { self.converse() } else { Ok(()) });
-        let Err(failure) = ended else { return };
+        let Err(failure) = ended else {
+            self.output.wire.end();
+            return;
+        };
         let error = match failure {
             Failure::Sql(error) => PgError {
                 fatal: true,
@@ -98,6 +101,7 @@ impl Session {
         // The client may be gone by now; there is nobody else to tell.
         let _ = self.output.wire.send(&error_response(&error));
         let _ = self.output.wire.flush();
+        self.output.wire.end();
         let _ = self.handle.socket.shutdown(Shutdown::Write);
     }
 

@@ -7,6 +7,8 @@ use std::io::{self, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 
+use openssl::ssl::{HandshakeError, SslAcceptor, SslStream};
+
 use crate::error::{Failure, PgError};
 
 /// Largest message taken from a client; PostgreSQL's own limit is 1 GiB - 1
@@ -19,9 +21,22 @@ const FLUSH_BYTES: usize = 32 * 1024;
 /// Memory for a message is taken in steps, as its bytes arrive.
 const READ_STEP_BYTES: usize = 64 * 1024;
 
-/// What a session talks through; TLS becomes one more implementation.
-pub(crate) trait Stream: Read + Write + Send {}
-impl<T: Read + Write + Send> Stream for T {}
+/// What a session talks through.
+pub(crate) trait Stream: Read + Write + Send {
+    /// Tells the peer that no more will come, where that takes a message.
+    fn end(&mut self);
+}
+
+impl Stream for Plain {
+    fn end(&mut self) {}
+}
+
+impl Stream for SslStream<Plain> {
+    fn end(&mut self) {
+        // An error means that the connection had ended before.
+        let _ = self.shutdown();
+    }
+}
 
 /// A TCP connection whose socket others may shut down.
 pub(crate) struct Plain(pub(crate) Arc<TcpStream>);
@@ -45,6 +60,7 @@ impl Write for Plain {
 /// One client's connection, message by message.
 pub(crate) struct Wire {
     stream: BufReader<Box<dyn Stream>>,
+    tls: bool,
     out: Vec<u8>,
 }
 
@@ -52,8 +68,41 @@ impl Wire {
     pub(crate) fn new(stream: Box<dyn Stream>) -> Self {
         Self {
             stream: BufReader::new(stream),
+            tls: false,
             out: Vec::new(),
         }
+    }
+
+    /// Goes on over TLS on the same socket. What has been sent in clear behind the
+    /// request for it is an error: it would be taken for decrypted.
+    pub(crate) fn start_tls(
+        &mut self,
+        acceptor: &SslAcceptor,
+        socket: Arc<TcpStream>,
+    ) -> Result<(), Failure> {
+        if !self.stream.buffer().is_empty() {
+            return Err(PgError::protocol("data behind a request for TLS").into());
+        }
+        let accepted = acceptor.accept(Plain(socket));
+        let stream = accepted.map_err(|error| match error {
+            HandshakeError::SetupFailure(error) => error.into(),
+            HandshakeError::Failure(mid) | HandshakeError::WouldBlock(mid) => mid
+                .into_error()
+                .into_io_error()
+                .unwrap_or_else(io::Error::other),
+        })?;
+        self.stream = BufReader::new(Box::new(stream));
+        self.tls = true;
+        Ok(())
+    }
+
+    pub(crate) fn is_tls(&self) -> bool {
+        self.tls
+    }
+
+    /// Tells the peer that no more will come.
+    pub(crate) fn end(&mut self) {
+        self.stream.get_mut().end();
     }
 
     /// Reads a startup packet: its code and the rest.
