@@ -135,6 +135,12 @@ impl<S: Channel> Wire<S> {
         &mut self.stream
     }
 
+    /// The stream, when all that came has been taken.
+    pub(crate) fn into_stream(self) -> S {
+        assert!(self.received.is_empty(), "{:?}", self.received);
+        self.stream
+    }
+
     /// # Panics
     /// If the other end no longer takes anything; [`Self::try_send`] does not.
     pub(crate) fn send(&mut self, bytes: &[u8]) {

@@ -69,8 +69,8 @@ fn carries_100_mib_each_way_at_once_while_suspended_again_and_again() {
     const TOTAL: usize = 100 * 1024 * 1024;
     for case in EVERY_LEG_AND_VERSION {
         let deadline = ReadDeadline::new().unwrap();
-        let (stream, peer) = connect(case, &deadline, plain);
-        let peer = in_thread(move || pump(peer, TOTAL, 1, 2));
+        let (stream, mut peer) = connect(case, &deadline, plain);
+        let peer = in_thread(move || pump(&mut peer, TOTAL, &Pattern::new(1), &Pattern::new(2)));
         let writer = in_thread({
             let stream = Arc::clone(&stream);
             move || write_pattern(&stream, TOTAL, 2)

@@ -12,3 +12,4 @@ mod rig;
 mod scram;
 mod sessions;
 mod sslmodes;
+mod storm;

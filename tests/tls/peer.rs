@@ -131,10 +131,15 @@ impl Pattern {
         Self(block.collect())
     }
 
+    /// `block` again and again.
+    pub(crate) const fn of(block: Vec<u8>) -> Self {
+        Self(block)
+    }
+
     /// The bytes from `at` on: at most `count`, at least one.
     pub(crate) fn at(&self, at: usize, count: usize) -> &[u8] {
-        let start = at % Self::PERIOD;
-        &self.0[start..Self::PERIOD.min(start + count)]
+        let start = at % self.0.len();
+        &self.0[start..self.0.len().min(start + count)]
     }
 
     pub(crate) fn check(&self, mut at: usize, mut bytes: &[u8]) {
@@ -150,9 +155,13 @@ impl Pattern {
 
 /// Sends and receives `total` bytes at once on a peer whose socket does not
 /// block.
-pub(crate) fn pump(mut peer: SslStream<TcpStream>, total: usize, sends: u32, expects: u32) {
+pub(crate) fn pump(
+    peer: &mut SslStream<TcpStream>,
+    total: usize,
+    sends: &Pattern,
+    expects: &Pattern,
+) {
     peer.get_ref().set_nonblocking(true).unwrap();
-    let (sends, expects) = (Pattern::new(sends), Pattern::new(expects));
     let (mut sent, mut received) = (0, 0);
     let mut buffer = vec![0; 64 * 1024];
     let until = Instant::now() + 4 * PATIENCE;
@@ -182,4 +191,5 @@ pub(crate) fn pump(mut peer: SslStream<TcpStream>, total: usize, sends: u32, exp
             std::thread::yield_now();
         }
     }
+    peer.get_ref().set_nonblocking(false).unwrap();
 }
