@@ -8,6 +8,7 @@ mod duplex;
 mod handshakes;
 mod openssl;
 mod peer;
+mod reload;
 mod rig;
 mod scram;
 mod sessions;
