@@ -34,7 +34,7 @@ use crate::connector::Connector;
 use crate::dialect::{self, Answer, BadAnswer, TOKENS_UNSUPPORTED, TransferState};
 use crate::error::{Error, Peer};
 use crate::forwarder::{NotParked, Ready, Resumed, Suspension};
-use crate::frame::{BadFrame, FrameReader};
+use crate::frame::{BadFrame, Frame, FrameReader};
 use crate::message::{BackendTag, ErrorFields, TERMINATE, parameter_status};
 use crate::metrics::TransferOutcome;
 use crate::migration::{MoveTicket, Report, Round};
@@ -196,6 +196,21 @@ fn say_goodbye(stream: &Stream) {
     stream.shutdown();
 }
 
+/// The server ends the session with this FATAL.
+fn said_farewell(frame: &Frame) -> NoState {
+    let ErrorFields {
+        sqlstate, message, ..
+    } = ErrorFields::parse(frame.body());
+    NoState::Lost {
+        farewell: frame.as_bytes().to_vec(),
+        error: Error::ServerError {
+            operation: "the session",
+            sqlstate,
+            message,
+        },
+    }
+}
+
 struct Attempt<'a> {
     context: &'a TransferContext,
     max_state_bytes: usize,
@@ -213,10 +228,8 @@ enum NoState {
     Answered(BadAnswer),
     /// The rest of the answer is still to come.
     Owed(String),
-    Lost {
-        told: bool,
-        error: Error,
-    },
+    /// `farewell` is the server's FATAL, if there was one.
+    Lost { farewell: Vec<u8>, error: Error },
 }
 
 impl Attempt<'_> {
@@ -249,8 +262,10 @@ impl Attempt<'_> {
                 return self.kept(reason, reader.into_parts().1, false);
             }
             Err(NoState::Owed(reason)) => return self.kept(reason, reader.into_parts().1, true),
-            Err(NoState::Lost { told, error }) => {
-                let to_client = std::mem::take(&mut self.to_client);
+            Err(NoState::Lost { farewell, error }) => {
+                let told = !farewell.is_empty();
+                let mut to_client = std::mem::take(&mut self.to_client);
+                to_client.extend(farewell);
                 return Outcome::Lost(Lost {
                     to_client,
                     told,
@@ -261,7 +276,8 @@ impl Attempt<'_> {
         self.state_bytes = Some(state.state_bytes());
         match self.restore(&old, &state) {
             Ok((link, restored, leftover)) => {
-                // The client's as well, and read before its connection goes.
+                // The client's as well, and read before its connection goes; but not
+                // its farewell, which is true of that connection only.
                 if let Err(NoState::Lost { .. }) = self.take_unasked(&mut reader) {
                     log::debug!("the old server's connection ended just after the restore");
                 }
@@ -304,7 +320,7 @@ impl Attempt<'_> {
             .stream()
             .write_all(&dialect::state_query(key), Some(self.deadline))
             .map_err(|source| NoState::Lost {
-                told: false,
+                farewell: Vec::new(),
                 error: Error::io(Peer::Server, OPERATION, source),
             })?;
         let limit = self.max_state_bytes.div_ceil(3) * 4 + ROW_OVERHEAD_BYTES;
@@ -319,7 +335,7 @@ impl Attempt<'_> {
                 BackendTag::NOTICE_RESPONSE => {}
                 tag if tag.is_asynchronous() => self.keep_for_client(&frame),
                 BackendTag::ERROR_RESPONSE if ErrorFields::parse(frame.body()).is_fatal() => {
-                    return Err(self.fatal(&frame));
+                    return Err(said_farewell(&frame));
                 }
                 _ => {
                     if answer.push(frame) {
@@ -351,7 +367,10 @@ impl Attempt<'_> {
                 let most = self.max_state_bytes;
                 NoState::Owed(format!("session state exceeds max_state_size {most}"))
             }
-            error => NoState::Lost { told: false, error },
+            error => NoState::Lost {
+                farewell: Vec::new(),
+                error,
+            },
         }
     }
 
@@ -365,14 +384,22 @@ impl Attempt<'_> {
                     self.keep_for_client(&frame);
                 }
                 Ok(Some(frame)) if frame.backend_tag() == BackendTag::ERROR_RESPONSE => {
-                    return Err(self.fatal(&frame));
+                    return Err(said_farewell(&frame));
                 }
                 Ok(Some(frame)) => {
                     let what = format!("message {:?} unasked", char::from(frame.tag));
                     let error = Error::protocol(Peer::Server, OPERATION, what);
-                    return Err(NoState::Lost { told: false, error });
+                    return Err(NoState::Lost {
+                        farewell: Vec::new(),
+                        error,
+                    });
                 }
-                Err(error) => return Err(NoState::Lost { told: false, error }),
+                Err(error) => {
+                    return Err(NoState::Lost {
+                        farewell: Vec::new(),
+                        error,
+                    });
+                }
             }
             if Instant::now() >= self.deadline {
                 let error = Error::Timeout {
@@ -384,26 +411,13 @@ impl Attempt<'_> {
         }
     }
 
-    fn keep_for_client(&mut self, frame: &crate::frame::Frame) {
+    fn keep_for_client(&mut self, frame: &Frame) {
         if frame.backend_tag() == BackendTag::PARAMETER_STATUS
             && let Some((name, value)) = parameter_status(frame.body())
         {
             self.context.parameters.lock().set(name, value);
         }
         self.to_client.extend_from_slice(frame.as_bytes());
-    }
-
-    fn fatal(&mut self, frame: &crate::frame::Frame) -> NoState {
-        let ErrorFields {
-            sqlstate, message, ..
-        } = ErrorFields::parse(frame.body());
-        self.to_client.extend_from_slice(frame.as_bytes());
-        let error = Error::ServerError {
-            operation: "the session",
-            sqlstate,
-            message,
-        };
-        NoState::Lost { told: true, error }
     }
 
     /// A new connection with the session restored on it, what it reported then, and

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use crate::support::message::{self, command_complete, parameter_status, ready};
 use crate::support::proxy::{Outcome, Setup};
-use crate::support::server::{Server, ServerEnd, WHO, restored, transfer_state};
+use crate::support::server::{Server, ServerEnd, WHO, restored, transfer_key, transfer_state};
 use crate::support::wire::Wire;
 use crate::support::{PATIENCE, closed_port};
 
@@ -390,4 +390,35 @@ fn a_client_that_leaves_during_a_transfer_leaves_nothing_behind() {
         server.join();
     }
     proxy.wait_resources(before);
+}
+
+#[test]
+fn the_old_servers_farewell_behind_the_restore_is_not_the_clients() {
+    let (asked, said) = (Gate::default(), Gate::default());
+    let servers = [(); 2].map(|()| {
+        let (asked, said) = (asked.clone(), said.clone());
+        Server::start(move |mut end| {
+            end.welcome();
+            if end.is_restore() {
+                end.echo_with(transfer_state, || {
+                    asked.open();
+                    said.wait();
+                    restored()
+                });
+            } else if let Some(sql) = end.next_query() {
+                let key = transfer_key(&sql).unwrap();
+                end.wire.send(&transfer_state(key));
+                asked.wait();
+                let farewell = message::error_response("FATAL", "57P01", "shutting down");
+                end.wire.send(&farewell);
+                end.wire.finish_sending();
+                said.open();
+                while end.next().is_some() {}
+            }
+        })
+    });
+    let proxy = Setup::new(&servers.each_ref().map(Server::address)).start();
+    let mut client = proxy.login("maria");
+    proxy.migrate().assert_all_moved(1);
+    assert_eq!(client.value("SELECT 1"), "SELECT 1");
 }
