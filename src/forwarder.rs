@@ -147,6 +147,9 @@ struct State<L, T> {
     holding_batch: bool,
     /// See [`Resumed::owed`].
     owed: bool,
+    /// A Terminate was let go: the server ends the connection, and what the
+    /// proxy would ask it comes too late.
+    leaving: bool,
     link: Arc<L>,
     resumed: Resumed,
 }
@@ -197,6 +200,8 @@ pub enum Obstacle {
     Waiting(WaitingFor),
     /// Its answers do not get out.
     ClientNotReading,
+    /// The client has said Terminate.
+    ClientLeaving,
     /// The server still owes the answer to an earlier transfer's state query.
     OwedAnswer,
     /// A message has been forwarded in part.
@@ -208,6 +213,7 @@ impl std::fmt::Display for Obstacle {
         match self {
             Self::Waiting(what) => what.fmt(f),
             Self::ClientNotReading => f.write_str("client not reading"),
+            Self::ClientLeaving => f.write_str("client leaving"),
             Self::OwedAnswer => f.write_str("late answer of an earlier transfer"),
             Self::PartialMessage => f.write_str("unfinished message"),
         }
@@ -220,6 +226,7 @@ impl<L, T: Ticket> State<L, T> {
             && self.request == Phase::Between
             && self.response == Phase::Between
             && !self.owed
+            && !self.leaving
             && self.exchange.is_safe()
     }
 
@@ -260,6 +267,7 @@ impl<L: Send + Sync + 'static, T: Ticket + 'static> Forwarder<L, T> {
                 order: None,
                 holding_batch: false,
                 owed: false,
+                leaving: false,
                 link,
                 resumed: Resumed::default(),
             }),
@@ -337,6 +345,7 @@ impl<L: Send + Sync + 'static, T: Ticket + 'static> Forwarder<L, T> {
                 return frame.start;
             }
             state.exchange.request(frame.tag);
+            state.leaving |= frame.tag == FrontendTag::TERMINATE;
         }
         bytes
     }
@@ -664,6 +673,9 @@ impl<L, T: Ticket> State<L, T> {
         }
         if let Some(waiting) = self.exchange.waiting_for() {
             return Some(Obstacle::Waiting(waiting));
+        }
+        if self.leaving {
+            return Some(Obstacle::ClientLeaving);
         }
         if self.owed {
             return Some(Obstacle::OwedAnswer);

@@ -422,3 +422,26 @@ fn the_old_servers_farewell_behind_the_restore_is_not_the_clients() {
     proxy.migrate().assert_all_moved(1);
     assert_eq!(client.value("SELECT 1"), "SELECT 1");
 }
+
+#[test]
+fn a_session_whose_client_has_said_terminate_is_left_alone() {
+    let (told, over) = (Gate::default(), Gate::default());
+    let (held, waiting) = (told.clone(), over.clone());
+    let server = Server::start(move |mut end| {
+        end.welcome();
+        end.wire.expect(b'X');
+        held.open();
+        waiting.wait();
+        end.wire.expect_gone();
+    });
+    let proxy = Setup::new(&[server.address()]).section(SHORT).start();
+    let mut client = proxy.login("maria");
+    client.send(&message::terminate());
+    told.wait();
+    let round = proxy.migrate();
+    assert_eq!(round.only().outcome, Outcome::Recoverable, "{round:#?}");
+    assert!(round.only().reason().starts_with("client leaving"));
+    over.open();
+    drop(client);
+    server.join();
+}
