@@ -139,7 +139,9 @@ impl Session {
             Statement::CopyOut { query } => {
                 let tag = self.run_sql(prepared, query, params, &mut Sink::Copy)?;
                 self.output.wire.send(&Message::new(b'c').finish())?;
-                tag
+                // The query's own tag with another name.
+                let count = tag.rsplit(' ').next().unwrap_or("0");
+                format!("COPY {count}")
             }
             Statement::Ignored(tag) => (*tag).to_owned(),
             Statement::Sql(sql) => self.run_sql(prepared, sql, params, sink)?,
