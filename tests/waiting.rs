@@ -5,12 +5,12 @@ use std::cell::Cell;
 
 use sqlpod::{Fault, Rule, Step};
 
-use crate::support::PATIENCE;
 use crate::support::message::{self, built};
 use crate::support::metrics::{ADMIN, Scrape, wait_quiet};
 use crate::support::pods::Pods;
 use crate::support::proxy::{Outcome, Proxy, Setup};
 use crate::support::wire::Wire;
+use crate::support::{PATIENCE, poll_kernel};
 
 /// More than all socket buffers between client and server hold.
 const LONG_ANSWER_BYTES: usize = 24_000_000;
@@ -205,6 +205,40 @@ fn a_slow_transfer_does_not_hold_up_the_others() {
     assert_eq!(scrape.get("proxy_balancer_rebalance_running"), 1.0);
     assert_eq!(scrape.get("proxy_balancer_rebalance_queued"), 0.0);
     held.let_go();
+}
+
+#[test]
+fn a_session_that_was_busy_when_its_turn_came_gets_another() {
+    let pods = Pods::start(2);
+    let proxy = Setup::new(&pods.addresses())
+        .top(ADMIN)
+        .section("[migration]\nworkers = 1")
+        .start();
+    let mut clients = ["first", "busy", "last"].map(|user| proxy.login(user));
+    let mut hold = |number: usize, user: &str| {
+        let home = clients[number].value("SELECT sqlpod_name()");
+        let target = if home == "pod-0" { "pod-1" } else { "pod-0" };
+        let faults = pods.named(target).faults();
+        let rule = Rule::new(Step::RestoreDataRow, Fault::Stall).only_user(user);
+        let id = faults.add(rule);
+        (faults, id)
+    };
+    let (first, last) = (hold(0, "first"), hold(2, "last"));
+    let position = proxy.log().position();
+    proxy.signal(rustix::process::Signal::USR1);
+    assert!(first.0.wait_struck(first.1, PATIENCE));
+    poll_kernel(
+        || Scrape::of(&proxy).get("proxy_balancer_rebalance_queued") == 2.0,
+        || "the others do not wait".to_owned(),
+    );
+    // In the queue, but busy when the worker is free: the next one has it.
+    clients[1].query("BEGIN");
+    first.0.remove(first.1);
+    assert!(last.0.wait_struck(last.1, PATIENCE));
+    // Safe again while the worker is taken, and then idle for good.
+    clients[1].query("COMMIT");
+    last.0.remove(last.1);
+    proxy.wait_round(position).assert_all_moved(3);
 }
 
 #[test]
