@@ -12,6 +12,7 @@ mod support;
 mod admission;
 mod answers;
 mod authentication;
+mod busy;
 mod cancel;
 mod exchange;
 mod late;
