@@ -41,7 +41,7 @@ pub struct Server {
     config_path: PathBuf,
     stragglers: Receiver<Arc<Session>>,
     /// Stops serving when the server has gone.
-    _admin: Option<Admin>,
+    admin: Option<Admin>,
 }
 
 /// Why the proxy could not start.
@@ -68,12 +68,9 @@ impl Server {
     pub fn start(config: Config, tls: TlsContexts, config_path: &Path) -> Result<Self, StartError> {
         let mut listeners = Vec::new();
         for address in &config.listen {
-            listeners.push(Arc::new(listen(address, "listening")?));
+            listeners.push(Arc::new(listen(address)?));
         }
-        let admin = match &config.admin_listen {
-            Some(address) => Some(listen(address, "admin listening")?),
-            None => None,
-        };
+        let admin = config.admin_listen.as_ref().map(listen).transpose()?;
         let metrics = Arc::new(Metrics::new());
         let balancer = Balancer::new(&config.backends);
         let limit = config.max_connections;
@@ -104,7 +101,7 @@ impl Server {
         };
         let server = Self {
             shared,
-            _admin: admin,
+            admin,
             listeners,
             connections: Places::new(limit + EXTRA_CONNECTIONS),
             config_path: config_path.to_owned(),
@@ -121,6 +118,13 @@ impl Server {
             thread::Builder::new()
                 .name("accept".to_owned())
                 .spawn(move || acceptor.run())?;
+        }
+        // Only now, with all threads there, is it true.
+        for address in server.addresses() {
+            log::info!(address:%; "listening");
+        }
+        if let Some(admin) = &server.admin {
+            log::info!(address:% = admin.address(); "admin listening");
         }
         Ok(server)
     }
@@ -335,15 +339,11 @@ fn readiness(shared: &Arc<Shared>) -> Readiness {
     })
 }
 
-/// Binds, and says so with the port that was picked.
-fn listen(address: &Address, words: &str) -> Result<TcpListener, StartError> {
-    let bound = bind(address).and_then(|bound| Ok((bound.local_addr()?, bound)));
-    let (local, listener) = bound.map_err(|source| StartError::Listen {
+fn listen(address: &Address) -> Result<TcpListener, StartError> {
+    bind(address).map_err(|source| StartError::Listen {
         address: address.clone(),
         source,
-    })?;
-    log::info!(address:% = local; "{words}");
-    Ok(listener)
+    })
 }
 
 fn bind(address: &Address) -> io::Result<TcpListener> {

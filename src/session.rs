@@ -386,8 +386,6 @@ impl Opened {
         let registered = shared
             .sessions
             .register(session.name.conn, Arc::clone(&session));
-        // What the log calls open is in the next round.
-        session.log_opened();
         if shared.stopping.load(Ordering::SeqCst) {
             // Registered too late to be asked with the others.
             session.order_end();
@@ -458,6 +456,8 @@ impl Session {
                 session.response_ended(end);
                 clean
             });
+        // What the log calls open has its threads and is in the next round.
+        self.log_opened();
         let responses = match responses {
             Ok(responses) => responses,
             Err(error) => {
