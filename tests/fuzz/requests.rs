@@ -68,7 +68,7 @@ impl Server {
         if self.skipping && tag != FrontendTag::SYNC {
             return;
         }
-        let fails = choice % 4 == 0;
+        let fails = choice.is_multiple_of(4);
         self.unsynced = match tag {
             FrontendTag::SYNC | FrontendTag::QUERY => false,
             FrontendTag::FLUSH => self.unsynced,

@@ -85,7 +85,7 @@ pub(super) struct Rig {
     /// What a processor found ready to be carried out.
     pub(super) ready: Receiver<ReadySession>,
     pub(super) start: Sender<ReadySession>,
-    ended: (Sender<(Direction, End)>, Receiver<(Direction, End)>),
+    ended: Ends,
     near_client: Arc<Stream>,
 }
 
