@@ -8,6 +8,9 @@
 mod clients;
 mod logins;
 mod servers;
+mod tls;
+
+use std::net::{SocketAddr, TcpStream};
 
 use sqlpod::{Fault, Rule, RuleId, Step};
 
@@ -15,7 +18,7 @@ use crate::support::PATIENCE;
 use crate::support::metrics::{ADMIN, wait_quiet};
 use crate::support::pods::Pods;
 use crate::support::proxy::{Outcome, Proxy, Resources, Round, Setup, Transfer};
-use crate::support::wire::Wire;
+use crate::support::wire::{Channel, Wire};
 
 /// The steps of a transfer in their order: what the old server says, then the
 /// new one.  `Accept` knows no user and has a test of its own.
@@ -84,17 +87,18 @@ impl Fate {
 struct Stage {
     pods: Pods,
     proxy: Proxy,
-    migration: &'static str,
+    sections: String,
     top: String,
     before: Resources,
 }
 
 impl Stage {
-    fn new(pods: Pods, top: &str, migration: &'static str) -> Self {
+    /// The last of the sections is `[migration]`.
+    fn new(pods: Pods, top: &str, sections: &str) -> Self {
         let top = format!("{ADMIN}\n{top}");
         let proxy = Setup::new(&pods.addresses())
             .top(&top)
-            .section(migration)
+            .section(sections)
             .start();
         // What is made at the first use stays.
         let mut first = Guest::arrive(&proxy, "first".to_owned());
@@ -108,14 +112,14 @@ impl Stage {
         Self {
             pods,
             proxy,
-            migration,
+            sections: sections.to_owned(),
             top,
             before,
         }
     }
 
     /// Binds a fault to a guest at the pod that passes the step.
-    fn strike(&self, guest: &Guest, step: Step, fault: Fault) -> (sqlpod::Faults, RuleId) {
+    fn strike<S>(&self, guest: &Guest<S>, step: Step, fault: Fault) -> (sqlpod::Faults, RuleId) {
         let name = match step.is_state() {
             true => guest.home.as_str(),
             false => other(&guest.home),
@@ -140,7 +144,7 @@ impl Stage {
         wait_quiet(&self.proxy);
         self.proxy.wait_resources(self.before);
         // With one permit in all, one that was not given back would be missed.
-        let one = format!("{}\nworkers = 1", self.migration);
+        let one = format!("{}\nworkers = 1", self.sections);
         let setup = Setup::new(&self.pods.addresses())
             .top(&self.top)
             .section(&one);
@@ -159,19 +163,34 @@ fn other(pod: &str) -> &'static str {
 }
 
 /// A client with a session that is worth something.
-struct Guest {
+struct Guest<S = TcpStream> {
     user: String,
-    wire: Wire,
+    wire: Wire<S>,
+    /// Where the proxy sees it.
+    address: SocketAddr,
     home: String,
 }
 
 impl Guest {
     fn arrive(proxy: &Proxy, user: String) -> Self {
-        let mut wire = proxy.login(&user);
+        let wire = proxy.login(&user);
+        let address = wire.stream().local_addr().unwrap();
+        Self::settle(user, wire, address)
+    }
+}
+
+impl<S: Channel> Guest<S> {
+    /// Makes the session worth something.
+    fn settle(user: String, mut wire: Wire<S>, address: SocketAddr) -> Self {
         wire.rows(&format!("SET application_name = 'of {user}'"));
         wire.rows("PREPARE successor AS SELECT $1::INT8 + 1");
         let home = wire.value("SELECT sqlpod_name()");
-        Self { user, wire, home }
+        Self {
+            user,
+            wire,
+            address,
+            home,
+        }
     }
 
     /// # Panics

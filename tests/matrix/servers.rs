@@ -6,14 +6,15 @@ use sqlpod::{Fault, Rule, Step};
 
 use super::{Fate, Guest, STEPS, Stage, fate, other};
 use crate::support::pods::Pods;
-use crate::support::proxy::Outcome;
+use crate::support::proxy::{Outcome, Proxy};
+use crate::support::wire::Channel;
 
 /// A cell that must succeed has this long, and a stalled one takes it.
-const TIMEOUT: &str = "[migration]\ntimeout = \"3s\"\nwait = \"30s\"";
+pub(super) const TIMEOUT: &str = "[migration]\ntimeout = \"3s\"\nwait = \"30s\"";
 
 /// What strikes at once; a stall takes its time and has a wave of its own, or a
 /// target that is found slow would be left out by the others' transfers.
-fn quick_faults(step: Step) -> Vec<Fault> {
+pub(super) fn quick_faults(step: Step) -> Vec<Fault> {
     let text = || "on purpose".to_owned();
     let mut faults = vec![
         Fault::Cut,
@@ -33,19 +34,23 @@ fn quick_faults(step: Step) -> Vec<Fault> {
     faults
 }
 
-struct Cell {
+struct Cell<S> {
     step: Step,
     fault: Fault,
-    guest: Guest,
+    guest: Guest<S>,
 }
 
 /// Runs a round with all cells at once, then, the faults gone, another.
-fn run_wave(stage: &Stage, cells: Vec<(Step, Fault)>) {
-    let mut cells: Vec<Cell> = cells
+pub(super) fn run_wave<S: Channel>(
+    stage: &Stage,
+    cells: Vec<(Step, Fault)>,
+    arrive: impl Fn(&Proxy, String) -> Guest<S>,
+) {
+    let mut cells: Vec<Cell<S>> = cells
         .into_iter()
         .map(|(step, fault)| {
             let name = format!("{step:?}, {}", format!("{fault:?}").replace('"', ""));
-            let guest = Guest::arrive(&stage.proxy, name);
+            let guest = arrive(&stage.proxy, name);
             Cell { step, fault, guest }
         })
         .collect();
@@ -77,7 +82,7 @@ fn run_wave(stage: &Stage, cells: Vec<(Step, Fault)>) {
     cells.retain(|cell| matches!(fate(cell.step, &cell.fault), Fate::Moved | Fate::Kept));
     for Cell { guest, .. } in &cells {
         // So that the next round is over these and no other.
-        let own = guest.wire.stream().local_addr().unwrap().to_string();
+        let own = guest.address.to_string();
         assert!(
             !stage
                 .proxy
@@ -110,7 +115,7 @@ fn every_quick_fault_of_a_server_has_its_fate() {
         })
         .collect();
     let count = cells.len();
-    run_wave(&stage, cells);
+    run_wave(&stage, cells, Guest::arrive);
     stage.assert_clean();
     println!("{count} cells in {:?}", began.elapsed());
 }
@@ -119,7 +124,7 @@ fn every_quick_fault_of_a_server_has_its_fate() {
 fn every_stall_of_a_server_keeps_the_session() {
     let stage = Stage::new(Pods::start(2), "", TIMEOUT);
     let cells = STEPS.into_iter().map(|step| (step, Fault::Stall)).collect();
-    run_wave(&stage, cells);
+    run_wave(&stage, cells, Guest::arrive);
     stage.assert_clean();
 }
 

@@ -2,14 +2,14 @@
 //! proxy as a process between real clients and servers.
 
 mod backends;
-mod certs;
+pub(crate) mod certs;
 mod contexts;
 mod duplex;
 mod handshakes;
 mod openssl;
-mod peer;
+pub(crate) mod peer;
 mod reload;
-mod rig;
+pub(crate) mod rig;
 mod scram;
 mod sessions;
 mod sslmodes;
