@@ -21,7 +21,7 @@ use crate::forwarder::{
     Admitted, Closed, Direction, Forwarder, Ready, RequestFrame, ResponseFrame, Resumed, Ticket,
 };
 use crate::frame::{HEADER_BYTES, Header, Scanned, Scanner, Verdict};
-use crate::message::{BackendTag, FrontendTag, TransactionStatus, parameter_status};
+use crate::message::{BackendTag, ErrorFields, FrontendTag, TransactionStatus, parameter_status};
 use crate::parameters::Parameters;
 use crate::socket::{Received, Wait};
 use crate::stream::Stream;
@@ -36,9 +36,9 @@ const MEDIUM_BUFFER_BYTES: usize = 16 * 1024;
 const LARGE_BUFFER_BYTES: usize = 64 * 1024;
 /// A larger buffer is given back after this long without a byte.
 const BUFFER_IDLE: Duration = Duration::from_secs(1);
-/// A ParameterStatus is held back until it is whole, so that its value can be
-/// noted, unless it is longer than this; PostgreSQL's are below 1 KiB.
-const PARAMETER_STATUS_LIMIT: usize = 8 * 1024;
+/// A ParameterStatus or an ErrorResponse is held back until it is whole, so that
+/// it can be read, unless it is longer than this; PostgreSQL's are below 1 KiB.
+const REPORT_LIMIT: usize = 8 * 1024;
 
 /// The two connections of a session, as the processors see them.
 pub trait Link: Send + Sync + 'static {
@@ -55,16 +55,23 @@ pub enum End {
         /// It sent a Terminate first.
         terminated: bool,
     },
-    /// The server's stream came to its end between two messages; `told` tells
-    /// whether an ErrorResponse was the last the client heard from it.
-    ServerLeft {
-        /// The server's last message was an ErrorResponse.
-        told: bool,
-    },
+    /// The server's stream came to its end between two messages.
+    ServerLeft,
     /// A connection failed, or a peer broke the protocol.
     Failed(Error),
     /// The forwarder's gate was closed by another.
     Closed,
+}
+
+/// How the client's stream is left when the responses end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Left {
+    /// Between two messages: the client can be told why the session ends.
+    Between,
+    /// The same, and the last message was the server's FATAL: the client knows.
+    Told,
+    /// Within a message, or nobody knows where.
+    Inside,
 }
 
 /// What both loops work with.
@@ -287,22 +294,21 @@ fn note_request(frames: &mut Vec<RequestFrame>, frame: Scanned<'_>) -> Verdict {
 /// Forwards the server's messages until a side ends.  `leftover`: what the
 /// server sent behind its login.
 ///
-/// Also tells whether the client's stream was left clean, between two messages,
-/// so that it can be told why the session ends.
+/// Also tells how the client's stream is left.
 pub fn run_responses<L: Link, T: Ticket + 'static>(
     context: &Context<L, T>,
     leftover: Vec<u8>,
-) -> (End, bool) {
-    let mut clean = true;
-    match responses(context, leftover, &mut clean) {
-        Ok(end) | Err(end) => (end, clean),
+) -> (End, Left) {
+    let mut left = Left::Between;
+    match responses(context, leftover, &mut left) {
+        Ok(end) | Err(end) => (end, left),
     }
 }
 
 fn responses<L: Link, T: Ticket + 'static>(
     context: &Context<L, T>,
     leftover: Vec<u8>,
-    clean: &mut bool,
+    left: &mut Left,
 ) -> Result<End, End> {
     const READING: &str = "reading answers";
     const FORWARDING: &str = "forwarding answers";
@@ -335,13 +341,14 @@ fn responses<L: Link, T: Ticket + 'static>(
                 Received::Eof if context.terminated.load(Ordering::Relaxed) => {
                     return Ok(End::ClientLeft { terminated: true });
                 }
-                Received::Eof => return Ok(End::ServerLeft { told }),
+                Received::Eof => return Ok(End::ServerLeft),
             }
         }
         unscanned = false;
         if resumed.is_none() {
             frames.clear();
             let scanned = scanner.scan(&reader.buffer.bytes, |frame| {
+                told = is_farewell(&frame);
                 note_response(&mut frames, frame, &context.parameters)
             });
             let bytes = scanned.map_err(|source| {
@@ -356,10 +363,7 @@ fn responses<L: Link, T: Ticket + 'static>(
             }
             match forwarder.admit_response(&frames, &mut reader.buffer.bytes, &mut link)? {
                 Admitted::Forward => {
-                    *clean = false;
-                    if let Some(last) = frames.last() {
-                        told = last.tag == BackendTag::ERROR_RESPONSE;
-                    }
+                    *left = Left::Inside;
                     context
                         .client
                         .write_all(reader.buffer.first(bytes), None)
@@ -376,10 +380,11 @@ fn responses<L: Link, T: Ticket + 'static>(
         }) = resumed
         {
             scanner.restart();
+            told = false;
             reader = Reader::new(leftover);
             unscanned = !reader.buffer.bytes.is_empty();
             if !to_client.is_empty() {
-                *clean = false;
+                *left = Left::Inside;
                 context
                     .client
                     .write_all(&to_client, None)
@@ -387,15 +392,28 @@ fn responses<L: Link, T: Ticket + 'static>(
             }
             if owed {
                 context.written(Direction::Response, false);
-                *clean = true;
-                swallow(context, &link, &mut reader, clean)?;
+                *left = Left::Between;
+                swallow(context, &link, &mut reader, left)?;
                 unscanned = !reader.buffer.bytes.is_empty();
                 forwarder.swallowed();
             }
         }
-        *clean = !scanner.is_inside();
+        *left = match scanner.is_inside() {
+            true => Left::Inside,
+            false if told => Left::Told,
+            false => Left::Between,
+        };
         context.written(Direction::Response, scanner.is_inside());
     }
+}
+
+/// Whether the server ends the session with this message.  Told from an ordinary
+/// error, since a server can be lost behind one of those as well.
+fn is_farewell(frame: &Scanned<'_>) -> bool {
+    BackendTag(frame.tag) == BackendTag::ERROR_RESPONSE
+        && frame
+            .body
+            .is_some_and(|body| ErrorFields::parse(body).is_fatal())
 }
 
 /// Notes the frames that the exchange tracks and the parameters' new values.
@@ -418,8 +436,11 @@ fn note_response(
             };
             status = body.first().copied().and_then(TransactionStatus::from_byte);
         }
+        BackendTag::ERROR_RESPONSE if frame.body.is_none() && frame.frame_bytes <= REPORT_LIMIT => {
+            return Verdict::Hold;
+        }
         BackendTag::PARAMETER_STATUS => match frame.body {
-            None if frame.frame_bytes <= PARAMETER_STATUS_LIMIT => return Verdict::Hold,
+            None if frame.frame_bytes <= REPORT_LIMIT => return Verdict::Hold,
             None => {}
             Some(body) => {
                 if let Some((name, value)) = parameter_status(body) {
@@ -440,7 +461,7 @@ fn swallow<L: Link, T: Ticket + 'static>(
     context: &Context<L, T>,
     link: &Arc<L>,
     reader: &mut Reader,
-    clean: &mut bool,
+    left: &mut Left,
 ) -> Result<(), End> {
     const SWALLOWING: &str = "waiting for the answer to an earlier state query";
     // Bytes of a dropped frame that are still to come.
@@ -477,12 +498,12 @@ fn swallow<L: Link, T: Ticket + 'static>(
                         {
                             context.parameters.lock().set(name, value);
                         }
-                        *clean = false;
+                        *left = Left::Inside;
                         context
                             .client
                             .write_all(frame, None)
                             .map_err(|source| failed(Peer::Client, SWALLOWING, source))?;
-                        *clean = true;
+                        *left = Left::Between;
                         reader.buffer.consume(frame_bytes);
                         continue;
                     }
@@ -495,7 +516,7 @@ fn swallow<L: Link, T: Ticket + 'static>(
         }
         let received = reader.read(link.server(), &context.client, true);
         if received.map_err(|source| failed(Peer::Server, SWALLOWING, source))? == Received::Eof {
-            return Err(End::ServerLeft { told: false });
+            return Err(End::ServerLeft);
         }
     }
 }

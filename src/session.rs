@@ -28,7 +28,7 @@ use crate::logging::Milliseconds;
 use crate::message::fatal_error;
 use crate::metrics::{Event, Level, Metrics};
 use crate::migration::{LookAgain, Migrator, MoveTicket, Round, SessionName};
-use crate::processor::{self, Context, End};
+use crate::processor::{self, Context, End, Left};
 use crate::registry::{Place, Places, Registry};
 use crate::socket::{ReadDeadline, Received, Socket, Wait};
 use crate::startup::cancel_request;
@@ -39,6 +39,11 @@ use crate::transfer::{self, Lost, ServerLink, TransferContext};
 /// How long the end of a session may wait: for a processor to notice, for the
 /// client to take its last message.
 const GOODBYE: Duration = Duration::from_secs(1);
+/// How long a client's write may stand before the session's end takes it for
+/// stuck and cuts it, which leaves the client without a last word.  A machine
+/// under heavy load lets a thread wait for seconds, so this is above
+/// [`GOODBYE`]; nobody but this session waits.
+const STUCK: Duration = Duration::from_secs(5);
 
 /// Stack of each of a session's threads; only what is used becomes resident.
 pub const STACK_BYTES: usize = 256 * 1024;
@@ -452,9 +457,9 @@ impl Session {
             .name(format!("response-{}", self.name.conn))
             .stack_size(STACK_BYTES)
             .spawn(move || {
-                let (end, clean) = processor::run_responses(&session.context(), from_server);
+                let (end, left) = processor::run_responses(&session.context(), from_server);
                 session.response_ended(end);
-                clean
+                left
             });
         // What the log calls open has its threads and is in the next round.
         self.log_opened();
@@ -483,24 +488,30 @@ impl Session {
                 .wait_gone(Direction::Response, Instant::now() + GOODBYE);
         }
         self.close(Closing::Ended);
+        let patience = match self.forwarder.closing() {
+            Some(Closing::ShutdownForced) => GOODBYE,
+            _ => STUCK,
+        };
         if !self
             .forwarder
-            .wait_gone(Direction::Response, Instant::now() + GOODBYE)
+            .wait_gone(Direction::Response, Instant::now() + patience)
         {
             // It is stuck in a write to a client that does not read.
             self.client.shutdown();
         }
         // A processor that panicked has ended as well, its stream at any place.
-        let clean = responses.join().unwrap_or(false);
-        if clean {
-            self.tell_cause();
+        match responses.join().unwrap_or(Left::Inside) {
+            Left::Between => self.tell_cause(),
+            Left::Told => say_last(&self.client, &[]),
+            Left::Inside => {}
         }
     }
 
     fn response_ended(&self, end: End) {
         self.set_cause(Cause::End(end));
-        self.close(Closing::Ended);
+        // First, since the other half waits for it with a limit once it is closed.
         self.forwarder.gone(Direction::Response);
+        self.close(Closing::Ended);
     }
 
     fn set_cause(&self, new: Cause) {
@@ -536,8 +547,8 @@ impl Session {
                 )),
                 Some(Closing::Ended) | None => return,
             },
-            Some(Cause::End(End::ClientLeft { .. } | End::ServerLeft { told: true })) => Vec::new(),
-            Some(Cause::End(End::ServerLeft { told: false } | End::Closed)) => fatal((
+            Some(Cause::End(End::ClientLeft { .. })) => Vec::new(),
+            Some(Cause::End(End::ServerLeft | End::Closed)) => fatal((
                 SqlState::CONNECTION_FAILURE,
                 "the connection to the SQL server was lost".to_owned(),
             )),
@@ -572,7 +583,7 @@ impl Session {
                 }
                 "client disconnected".to_owned()
             }
-            Some(Cause::End(End::ServerLeft { .. } | End::Closed)) => {
+            Some(Cause::End(End::ServerLeft | End::Closed)) => {
                 metrics.count(Event::BackendDisconnect);
                 "server disconnected".to_owned()
             }

@@ -445,3 +445,43 @@ fn a_session_whose_client_has_said_terminate_is_left_alone() {
     drop(client);
     server.join();
 }
+
+#[test]
+fn a_servers_farewell_is_the_last_word_whatever_else_fails() {
+    // Its answers end in FATAL, and the client sends until a write fails.
+    let server = Server::start(|mut end| {
+        end.welcome();
+        end.next_query();
+        let farewell = message::error_response("FATAL", "57P01", "shutting down");
+        end.wire.send(&farewell);
+        end.wire.reset();
+    });
+    let proxy = Setup::new(&[server.address()]).start();
+    for _ in 0..50 {
+        let mut client = proxy.login("maria");
+        client.send(&message::query("SELECT 1"));
+        while client.try_send(&message::query("SELECT 2")).is_ok() {}
+        let last = client.receive();
+        assert!(
+            ["57P01", "08006"].contains(&last.field('C').as_str()),
+            "{last:?}"
+        );
+        client.expect_gone();
+    }
+}
+
+#[test]
+fn a_server_lost_behind_an_ordinary_error_is_told() {
+    let server = Server::start(|mut end| {
+        end.welcome();
+        end.next_query();
+        end.wire
+            .send(&message::error_response("ERROR", "42601", "no"));
+    });
+    let proxy = Setup::new(&[server.address()]).start();
+    let mut client = proxy.login("maria");
+    client.send(&message::query("SELECT 1"));
+    client.expect_error("ERROR", "42601");
+    client.expect_error("FATAL", "08006");
+    client.expect_end();
+}
