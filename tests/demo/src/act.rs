@@ -4,15 +4,15 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use demo::children::Crew;
+use demo::log_line::{event, value};
+use demo::{Result, Stop, failed};
 use procfs::process::{FDTarget, Process};
 use rustix::process::Signal;
 
-use crate::children::Crew;
-use crate::log_line::{event, value};
 use crate::session::{Person, Session};
 use crate::settings::Settings;
 use crate::show::Show;
-use crate::{Result, Stop, failed};
 
 /// The proxy's name here and that of its program.
 const PROXY: &str = "sqlproxy";

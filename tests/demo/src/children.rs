@@ -1,8 +1,8 @@
-//! The programs that the demo runs, what they log, and their certain end.
+//! The programs that a run starts, what they log, and their certain end.
 //!
 //! Each child has a process group of its own, so that the terminal's Ctrl-C
-//! reaches only the demo, which then ends them in order. Should the demo itself
-//! be killed, the kernel ends them: they ask for that before they become the
+//! reaches only their parent, which then ends them in order. Should the parent
+//! itself be killed, the kernel ends them: they ask for that before they become the
 //! program they are to be.
 
 use std::collections::VecDeque;
@@ -18,25 +18,33 @@ use rustix::process::{Pid, Signal};
 
 use crate::{Result, Stop, failed};
 
-/// First argument of the demo's own program when it is to become a child.
-pub(crate) const AS_CHILD: &str = "--as-child-of";
+/// First argument of the parent's own program when it is to become a child.
+pub const AS_CHILD: &str = "--as-child-of";
 
 /// How long a child may take to end by itself. Longer than it needs, since the
 /// demo has closed its sessions by then; shorter than the limit on the whole end.
 const END_GRACE: Duration = Duration::from_secs(8);
 
-/// What happens outside the demo's own thread.
-pub(crate) enum Event {
+/// What happens outside the parent's own thread.
+pub enum Event {
     /// A child logged a line.
-    Line { child: String, text: String },
+    Line {
+        /// Its name.
+        child: String,
+        /// The line, without its end.
+        text: String,
+    },
     /// A child closed its log, as a process that ends does.
-    Ended { child: String },
-    /// Somebody asked the demo to end.
+    Ended {
+        /// Its name.
+        child: String,
+    },
+    /// Somebody asked the parent to end.
     Interrupt,
 }
 
 /// All children, in the order of their start, and the news of them.
-pub(crate) struct Crew {
+pub struct Crew {
     children: Vec<Child>,
     events: Sender<Event>,
     inbox: Receiver<Event>,
@@ -44,13 +52,16 @@ pub(crate) struct Crew {
     recent: VecDeque<String>,
 }
 
-struct Child {
+/// A program that was started; dropped, it is asked to end and waited for.
+pub struct Child {
     name: String,
     process: std::process::Child,
 }
 
 impl Crew {
-    pub(crate) fn new(events: Sender<Event>, inbox: Receiver<Event>) -> Self {
+    /// Nobody yet. `events` is what [`Self::start`] hands to each child's log.
+    #[must_use]
+    pub fn new(events: Sender<Event>, inbox: Receiver<Event>) -> Self {
         Self {
             children: Vec::new(),
             events,
@@ -59,46 +70,23 @@ impl Crew {
         }
     }
 
-    /// Starts `program`, which lies beside the demo's own, and returns its pid.
-    pub(crate) fn start(&mut self, name: &str, program: &str, arguments: &[String]) -> Result<u32> {
-        let own = std::env::current_exe()?;
-        let path: PathBuf = own.with_file_name(program);
-        if !path.is_file() {
-            return failed(format!("{} has not been built", path.display()));
-        }
-        let mut process = Command::new(own)
-            .arg(AS_CHILD)
-            .arg(std::process::id().to_string())
-            .arg(&path)
-            .args(arguments)
-            // The lines the demo waits for are at this level.
-            .env("RUST_LOG", "info")
-            .env("RUST_LOG_STYLE", "never")
-            .process_group(0)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()?;
-        let log = process.stderr.take();
-        let pid = process.id();
-        self.children.push(Child {
-            name: name.to_owned(),
-            process,
-        });
-        if let Some(log) = log {
-            let (name, events) = (name.to_owned(), self.events.clone());
-            thread::spawn(move || follow(log, &name, &events));
-        }
+    /// Starts `program`, as [`Child::start`] does, and returns its pid.
+    ///
+    /// # Errors
+    /// The program is not there or cannot be started.
+    pub fn start(&mut self, name: &str, program: &str, arguments: &[String]) -> Result<u32> {
+        let child = Child::start(name, program, arguments, &self.events)?;
+        let pid = child.pid();
+        self.children.push(child);
         Ok(pid)
     }
 
     /// The next line of any child: its name and the text. `expecting` says what
     /// is missing when nothing comes.
-    pub(crate) fn next_line(
-        &mut self,
-        deadline: Instant,
-        expecting: &str,
-    ) -> Result<(String, String)> {
+    ///
+    /// # Errors
+    /// Nothing came in time, a child has ended, or somebody asked for the end.
+    pub fn next_line(&mut self, deadline: Instant, expecting: &str) -> Result<(String, String)> {
         let left = deadline.saturating_duration_since(Instant::now());
         match self.inbox.recv_timeout(left) {
             Ok(Event::Line { child, text }) => {
@@ -118,12 +106,12 @@ impl Crew {
     }
 
     /// Sends a signal to the child of that name.
-    pub(crate) fn signal(&self, name: &str, signal: Signal) -> Result<()> {
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn signal(&self, name: &str, signal: Signal) -> Result<()> {
         match self.children.iter().find(|child| child.name == name) {
-            Some(child) => Ok(rustix::process::kill_process(
-                Pid::from_child(&child.process),
-                signal,
-            )?),
+            Some(child) => child.signal(signal),
             None => failed(format!("{name} does not run")),
         }
     }
@@ -157,6 +145,64 @@ impl Drop for Crew {
     }
 }
 
+impl Child {
+    /// Starts `program`, which lies beside the caller's own, at log level info.
+    /// What it logs goes to `events`.
+    ///
+    /// # Errors
+    /// The program is not there or cannot be started.
+    pub fn start(
+        name: &str,
+        program: &str,
+        arguments: &[String],
+        events: &Sender<Event>,
+    ) -> Result<Self> {
+        let own = std::env::current_exe()?;
+        let path: PathBuf = own.with_file_name(program);
+        if !path.is_file() {
+            return failed(format!("{} has not been built", path.display()));
+        }
+        let mut process = Command::new(own)
+            .arg(AS_CHILD)
+            .arg(std::process::id().to_string())
+            .arg(&path)
+            .args(arguments)
+            // The lines that are waited for are at this level.
+            .env("RUST_LOG", "info")
+            .env("RUST_LOG_STYLE", "never")
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        if let Some(log) = process.stderr.take() {
+            let (name, events) = (name.to_owned(), events.clone());
+            thread::spawn(move || follow(log, &name, &events));
+        }
+        Ok(Self {
+            name: name.to_owned(),
+            process,
+        })
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(rustix::process::kill_process(
+            Pid::from_child(&self.process),
+            signal,
+        )?)
+    }
+}
+
 impl Drop for Child {
     fn drop(&mut self) {
         // Only our own, unwaited children are signalled, so the pid is theirs.
@@ -170,7 +216,7 @@ impl Drop for Child {
             // There is no wait with a deadline in the standard library.
             thread::sleep(Duration::from_millis(5));
         }
-        eprintln!("demo: {} did not end when asked; killed", self.name);
+        eprintln!("{} did not end when asked; killed", self.name);
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
@@ -200,12 +246,12 @@ fn follow(log: impl Read, name: &str, events: &Sender<Event>) {
 /// # Errors
 ///
 /// When the parent is gone already, or the program cannot be executed.
-pub(crate) fn become_child(parent: &str, program: &str, arguments: &[&str]) -> Result<()> {
+pub fn become_child(parent: &str, program: &str, arguments: &[&str]) -> Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
     // A parent that ended before that call sends no signal any more.
     let now = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().to_string());
     if now.as_deref() != Some(parent) {
-        return failed("the demo ended before its child began");
+        return failed("the parent ended before its child began");
     }
     Err(Command::new(program).args(arguments).exec().into())
 }

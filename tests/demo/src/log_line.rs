@@ -2,7 +2,7 @@
 
 /// The event of a log line: what stands behind time, level and module, from the
 /// first of the promised words on.
-pub(crate) fn event(line: &str) -> Option<&str> {
+pub fn event(line: &str) -> Option<&str> {
     const EVENTS: [&str; 7] = [
         "transfer finished ",
         "migration round",
@@ -20,7 +20,7 @@ pub(crate) fn event(line: &str) -> Option<&str> {
 }
 
 /// The value of `key` in a line of `key=value`; without its quotes.
-pub(crate) fn value<'a>(line: &'a str, key: &str) -> Option<&'a str> {
+pub fn value<'a>(line: &'a str, key: &str) -> Option<&'a str> {
     let pattern = format!(" {key}=");
     let (_, rest) = line.split_once(&pattern)?;
     match rest.strip_prefix('"') {

@@ -12,40 +12,14 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use demo::{Result, Stop, children, failed};
+
 mod act;
-mod children;
-mod log_line;
 mod ports;
 mod session;
 mod settings;
 mod show;
 mod signals;
-
-/// Why the demo ends before its end.
-enum Stop {
-    /// Ctrl-C, or another signal that asks to end.
-    Interrupted,
-    /// Something did not hold; the text says what was expected and what came.
-    Failed(String),
-}
-
-type Result<T> = std::result::Result<T, Stop>;
-
-impl<E: std::error::Error> From<E> for Stop {
-    fn from(error: E) -> Self {
-        let mut text = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            text = format!("{text}: {cause}");
-            source = cause.source();
-        }
-        Self::Failed(text)
-    }
-}
-
-fn failed<T>(text: impl Into<String>) -> Result<T> {
-    Err(Stop::Failed(text.into()))
-}
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

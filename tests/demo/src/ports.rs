@@ -8,7 +8,7 @@ use procfs::net::TcpState;
 use procfs::process::FDTarget;
 
 use crate::settings::Settings;
-use crate::{Result, failed};
+use demo::{Result, failed};
 
 /// Fails with one line for each address that cannot be had.
 pub(crate) fn check_free(settings: &Settings, config: &Path) -> Result<()> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use postgres::types::Type;
 use postgres::{Client, Config, NoTls, SimpleQueryMessage, Statement};
 
-use crate::{Result, failed};
+use demo::{Result, failed};
 
 /// What a client calls itself and what it sets, different for each, so that a
 /// mix-up of two sessions shows.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::{Stop, failed};
+use demo::{Stop, failed};
 
 /// What of `proxy.conf` the demo needs; the proxy itself checks the rest.
 #[derive(Deserialize)]
@@ -42,7 +42,7 @@ fn one_or_first<'de, D: serde::Deserializer<'de>>(value: D) -> Result<SocketAddr
 }
 
 impl Settings {
-    pub(crate) fn read(path: &Path) -> crate::Result<Self> {
+    pub(crate) fn read(path: &Path) -> demo::Result<Self> {
         let shown = path.display();
         let text = std::fs::read_to_string(path)
             .map_err(|error| Stop::Failed(format!("cannot read {shown}: {error}")))?;

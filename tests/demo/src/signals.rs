@@ -8,8 +8,8 @@ use std::time::Duration;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::Result;
-use crate::children::Event;
+use demo::Result;
+use demo::children::Event;
 
 /// How long the orderly end may take before it is cut short. The proxy's own
 /// stop is bounded below this.
@@ -52,7 +52,7 @@ fn end_after(limit: Duration, directory: &Path, why: &'static str) {
     });
 }
 
-/// The children end with this process: see [`crate::children::become_child`].
+/// The children end with this process: see [`demo::children::become_child`].
 fn end_now(directory: &Path, why: &str) -> ! {
     eprintln!("\ndemo: ended at once: {why}");
     // The children may still be writing; what cannot be removed stays.
