@@ -15,7 +15,7 @@ use crate::support::log::Line;
 use crate::support::message::{self, Message, built, frame};
 use crate::support::metrics::{ADMIN, Scrape, wait_quiet};
 use crate::support::pods::Pods;
-use crate::support::proxy::{Proxy, Setup};
+use crate::support::proxy::{Proxy, Setup, StopOnDrop};
 use crate::support::wire::Wire;
 
 const SESSIONS: usize = 200;
@@ -41,15 +41,6 @@ const KINDS: [Turn; 7] = [
     Busy::several_statements,
     Busy::pipeline_simple,
 ];
-
-/// Ends the clients, whatever becomes of the test.
-struct StopAll<'a>(&'a AtomicBool);
-
-impl Drop for StopAll<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
 
 struct Busy {
     wire: Wire,
@@ -201,7 +192,7 @@ fn converse(proxy: &Proxy, number: usize, ready: &Barrier, stop: &AtomicBool) {
 #[test]
 fn two_hundred_busy_sessions_move_six_times_without_an_error() {
     let pods = Pods::start(3);
-    let proxy = Setup::new(&pods.addresses()).top(ADMIN).start();
+    let proxy = Setup::new(&pods.addresses()).top(ADMIN).patient().start();
     let mut first = proxy.login("first");
     first.rows("CREATE TABLE copied (client INT8, text TEXT)");
     proxy.migrate().assert_all_moved(1);
@@ -217,7 +208,7 @@ fn two_hundred_busy_sessions_move_six_times_without_an_error() {
             let (proxy, ready, stop) = (&proxy, &ready, &stop);
             scope.spawn(move || converse(proxy, number, ready, stop));
         }
-        let _stop = StopAll(&stop);
+        let _stop = StopOnDrop(&stop);
         ready.wait();
         for _ in 0..ROUNDS {
             let position = proxy.log().position();
@@ -245,7 +236,7 @@ fn two_hundred_busy_sessions_move_six_times_without_an_error() {
 #[test]
 fn a_clients_own_state_queries_and_errors_confuse_nothing() {
     let pods = Pods::start(2);
-    let proxy = Setup::new(&pods.addresses()).start();
+    let proxy = Setup::new(&pods.addresses()).patient().start();
     let (ready, stop) = (Barrier::new(9), AtomicBool::new(false));
     thread::scope(|scope| {
         for number in 0..8 {
@@ -272,7 +263,7 @@ fn a_clients_own_state_queries_and_errors_confuse_nothing() {
                 }
             });
         }
-        let _stop = StopAll(&stop);
+        let _stop = StopOnDrop(&stop);
         ready.wait();
         for _ in 0..10 {
             proxy.migrate().assert_all_moved(8);

@@ -6,7 +6,7 @@ use std::thread;
 
 use crate::support::message;
 use crate::support::pods::Pods;
-use crate::support::proxy::{Proxy, Setup};
+use crate::support::proxy::{Proxy, Setup, StopOnDrop};
 use crate::support::server::Server;
 
 const SESSIONS: usize = 200;
@@ -36,7 +36,9 @@ fn converse(proxy: &Proxy, number: usize, ready: &Barrier, stop: &AtomicBool) {
 #[test]
 fn many_busy_sessions_move_round_after_round() {
     let servers = [Server::echoing(), Server::echoing(), Server::echoing()];
-    let proxy = Setup::new(&servers.each_ref().map(Server::address)).start();
+    let proxy = Setup::new(&servers.each_ref().map(Server::address))
+        .patient()
+        .start();
     // One session and one round first: what is made at the first use stays.
     let warm_up = proxy.login("maria");
     proxy.migrate().assert_all_moved(1);
@@ -47,6 +49,7 @@ fn many_busy_sessions_move_round_after_round() {
 
     let (ready, stop) = (Barrier::new(SESSIONS + 1), AtomicBool::new(false));
     thread::scope(|scope| {
+        let _stop = StopOnDrop(&stop);
         for number in 0..SESSIONS {
             let (proxy, ready, stop) = (&proxy, &ready, &stop);
             scope.spawn(move || converse(proxy, number, ready, stop));
@@ -55,7 +58,6 @@ fn many_busy_sessions_move_round_after_round() {
         for _ in 0..ROUNDS {
             proxy.migrate().assert_all_moved(SESSIONS as u64);
         }
-        stop.store(true, Ordering::Relaxed);
     });
     for server in &servers {
         server.join();
@@ -95,9 +97,10 @@ fn trade(proxy: &Proxy, number: usize, ready: &Barrier, stop: &AtomicBool) {
 #[test]
 fn many_sessions_with_state_and_transactions_move_between_pods() {
     let pods = Pods::start(2);
-    let proxy = Setup::new(&pods.addresses()).start();
+    let proxy = Setup::new(&pods.addresses()).patient().start();
     let (ready, stop) = (Barrier::new(SESSIONS + 1), AtomicBool::new(false));
     thread::scope(|scope| {
+        let _stop = StopOnDrop(&stop);
         for number in 0..SESSIONS {
             let (proxy, ready, stop) = (&proxy, &ready, &stop);
             scope.spawn(move || trade(proxy, number, ready, stop));
@@ -106,14 +109,15 @@ fn many_sessions_with_state_and_transactions_move_between_pods() {
         for _ in 0..ROUNDS {
             proxy.migrate().assert_all_moved(SESSIONS as u64);
         }
-        stop.store(true, Ordering::Relaxed);
     });
 }
 
 #[test]
 fn sessions_spread_over_the_backends() {
     let servers = [Server::echoing(), Server::echoing()];
-    let proxy = Setup::new(&servers.each_ref().map(Server::address)).start();
+    let proxy = Setup::new(&servers.each_ref().map(Server::address))
+        .patient()
+        .start();
     let _clients: Vec<_> = (0..10).map(|_| proxy.login("maria")).collect();
     let opened = proxy.log().since(0);
     for backend in ["pod-0", "pod-1"] {

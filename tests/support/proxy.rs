@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -36,6 +37,13 @@ impl Setup {
     pub(crate) fn top(mut self, lines: &str) -> Self {
         writeln!(self.top, "{lines}").unwrap();
         self
+    }
+
+    /// For tests that load the machine: no time of the proxy's runs out before
+    /// the test's own patience does.
+    pub(crate) fn patient(self) -> Self {
+        self.top("connect_timeout = \"5m\"\nhandshake_timeout = \"10m\"")
+            .section("[migration]\ntimeout = \"10m\"\nwait = \"10m\"")
     }
 
     /// Adds a section, its header included.
@@ -347,4 +355,14 @@ pub(crate) fn command() -> Command {
 /// looking at the log without waiting.
 pub(crate) fn now() -> Instant {
     Instant::now()
+}
+
+/// Ends the clients of a test also where an assertion ends the test first: a
+/// scope waits for its threads, and they would go on for ever.
+pub(crate) struct StopOnDrop<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }

@@ -13,7 +13,7 @@ use super::peer::{Pattern, careless_client, pump, server};
 use super::rig::{Site, TlsWire, tls_connect, tls_login};
 use crate::support::message;
 use crate::support::pods::Pods;
-use crate::support::proxy::{Proxy, Setup};
+use crate::support::proxy::{Proxy, Setup, StopOnDrop};
 use crate::support::wire::Wire;
 
 const SESSIONS: usize = 20;
@@ -128,6 +128,7 @@ fn busy_tls_sessions_move_round_after_round() {
     let ca = files.cert("ca.crt", &inside);
     let pods = Pods::start_with(2, |config| config.tls(&cert, &key));
     let proxy = Setup::new(&pods.addresses())
+        .patient()
         .section(&site.client_tls("require", ""))
         .section(&format!(
             "[server_tls]\nsslmode = \"verify-full\"\nca_file = \"{}\"",
@@ -142,6 +143,7 @@ fn busy_tls_sessions_move_round_after_round() {
                 scope.spawn(move || trade(proxy, number, ready, stop))
             })
             .collect();
+        let _stop = StopOnDrop(&stop);
         ready.wait();
         for _ in 0..ROUNDS {
             if clients.iter().any(thread::ScopedJoinHandle::is_finished) {
@@ -149,7 +151,6 @@ fn busy_tls_sessions_move_round_after_round() {
             }
             proxy.migrate().assert_all_moved(SESSIONS as u64);
         }
-        stop.store(true, Ordering::Relaxed);
     });
     let lines = proxy.log().since(0);
     let bad = lines
