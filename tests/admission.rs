@@ -183,7 +183,7 @@ fn a_silent_client_is_given_up_at_the_handshake_timeout() {
         .top("handshake_timeout = \"200ms\"")
         .start();
     assert_serves(&proxy);
-    let before = proxy.resources();
+    let before = proxy.resources_at_rest(0);
     let mut clients: Vec<_> = (0..10).map(|_| Wire::connect(proxy.address())).collect();
     for client in &mut clients {
         while matches!(client.receive_by(soon()), Received::Message(_)) {}

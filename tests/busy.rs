@@ -200,7 +200,7 @@ fn two_hundred_busy_sessions_move_six_times_without_an_error() {
     drop(first);
     proxy.wait_log(position, |line| line.is("session closed"));
     wait_quiet(&proxy);
-    let before = proxy.resources();
+    let before = proxy.resources_at_rest(0);
 
     let (ready, stop) = (Barrier::new(SESSIONS + 1), AtomicBool::new(false));
     thread::scope(|scope| {

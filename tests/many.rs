@@ -45,7 +45,7 @@ fn many_busy_sessions_move_round_after_round() {
     let position = proxy.log().position();
     drop(warm_up);
     proxy.wait_log(position, |line| line.is("session closed"));
-    let before = proxy.resources();
+    let before = proxy.resources_at_rest(0);
 
     let (ready, stop) = (Barrier::new(SESSIONS + 1), AtomicBool::new(false));
     thread::scope(|scope| {

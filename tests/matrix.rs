@@ -108,7 +108,7 @@ impl Stage {
         drop(first);
         proxy.wait_log(position, |line| line.is("session closed"));
         wait_quiet(&proxy);
-        let before = proxy.resources();
+        let before = proxy.resources_at_rest(0);
         Self {
             pods,
             proxy,

@@ -195,7 +195,7 @@ fn every_fault_at_every_message_has_the_outcome_it_should() {
     drop(connect(&proxy));
     proxy.wait_log(0, |line| line.is("session closed"));
     proxy.migrate();
-    let before = proxy.resources();
+    let before = proxy.resources_at_rest(0);
     for step in steps {
         for fault in faults_of(step) {
             let position = proxy.log().position();
@@ -291,7 +291,7 @@ fn a_long_query_is_cancelled_on_the_pod_it_moved_to() {
     let proxy = Setup::new(&pods.addresses()).start();
     let mut client = connect(&proxy);
     let cancel = client.cancel_token();
-    let at_rest = proxy.resources();
+    let at_rest = proxy.resources_at_rest(1);
     for _ in 0..3 {
         pod(&mut client);
         proxy.migrate().assert_all_moved(1);

@@ -51,7 +51,7 @@ fn an_idle_session_keeps_nothing_of_the_server_it_left() {
     let servers = [Server::echoing(), Server::echoing()];
     let proxy = Setup::new(&[servers[0].address(), servers[1].address()]).start();
     let clients: Vec<_> = (0..6).map(|_| proxy.login("maria")).collect();
-    let before = proxy.resources();
+    let before = proxy.resources_at_rest(clients.len());
     for _ in 0..3 {
         proxy.migrate().assert_all_moved(6);
         // Not one of them says a word.
@@ -377,7 +377,7 @@ fn a_client_that_leaves_during_a_transfer_leaves_nothing_behind() {
         .start();
     drop(proxy.login("maria"));
     proxy.wait_log(0, |line| line.is("session closed"));
-    let before = proxy.resources();
+    let before = proxy.resources_at_rest(0);
     for leave in [Wire::reset, drop, |client: Wire| client.finish_sending()] {
         let client = proxy.login("maria");
         let position = proxy.log().position();

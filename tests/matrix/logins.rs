@@ -141,7 +141,7 @@ impl Door {
         assert_eq!(log_in(&proxy, "first"), Login::In);
         proxy.wait_log(0, |line| line.is("session closed"));
         wait_quiet(&proxy);
-        let before = proxy.resources();
+        let before = proxy.resources_at_rest(0);
         Self {
             pods,
             proxy,

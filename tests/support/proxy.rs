@@ -281,7 +281,7 @@ impl Proxy {
     }
 
     /// Its threads and file descriptors at this moment.
-    pub(crate) fn resources(&self) -> Resources {
+    fn resources(&self) -> Resources {
         let count = |kind: &str| {
             let directory = format!("/proc/{}/{kind}", self.child.id());
             std::fs::read_dir(directory).unwrap().count()
@@ -290,6 +290,35 @@ impl Proxy {
             threads: count("task"),
             descriptors: count("fd"),
         }
+    }
+
+    /// What it uses once `sessions` sessions are served and nothing else goes on:
+    /// a client may hear of its login before its response processor stands.
+    pub(crate) fn resources_at_rest(&self, sessions: usize) -> Resources {
+        let count = |names: &[String], prefix| {
+            let named = names.iter().filter(|name| name.starts_with(prefix));
+            named.count()
+        };
+        poll_kernel(
+            || {
+                let names = self.threads();
+                count(&names, "request-") == sessions
+                    && count(&names, "response-") == sessions
+                    && count(&names, "transfer-") == 0
+                    && count(&names, "round-") == 0
+            },
+            || format!("not at rest: {:?}", self.threads()),
+        );
+        self.resources()
+    }
+
+    /// The names of its threads.
+    fn threads(&self) -> Vec<String> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        // A thread that ends meanwhile has no name any more.
+        tasks
+            .filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).ok())
+            .collect()
     }
 
     /// Waits until no more than `before` is in use.

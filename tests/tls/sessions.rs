@@ -224,7 +224,7 @@ fn probes_leave_no_trace() {
     let server = Server::start(|_| panic!("a session came through"));
     let proxy = start(server.address(), "require");
     let before = proxy.log().position();
-    let resources = proxy.resources();
+    let resources = proxy.resources_at_rest(0);
     let address = proxy.address();
     // Connected, and gone.
     drop(Wire::connect(address));
