@@ -3,6 +3,7 @@
 //! A stall at the step holds the transfer there until the client has done its
 //! worst.  Nothing that a client does may change how its transfer ends.
 
+use std::io::{Read, Write};
 use std::time::Instant;
 
 use sqlpod::{Fault, Step};
@@ -11,17 +12,18 @@ use super::{Guest, STEPS, Stage};
 use crate::support::PATIENCE;
 use crate::support::message;
 use crate::support::pods::Pods;
-use crate::support::proxy::Outcome;
+use crate::support::proxy::{Outcome, Proxy};
+use crate::support::wire::Channel;
 
 /// Nothing here takes as long: the stalls are lifted.
-const PATIENT: &str = "[migration]\ntimeout = \"30s\"\nwait = \"30s\"";
-const PATIENT_DIALS: &str = "connect_timeout = \"30s\"\nhandshake_timeout = \"60s\"";
+pub(super) const PATIENT: &str = "[migration]\ntimeout = \"30s\"\nwait = \"30s\"";
+pub(super) const PATIENT_DIALS: &str = "connect_timeout = \"30s\"\nhandshake_timeout = \"60s\"";
 
 /// More than all socket buffers between client and server hold.
 const LONG_ANSWER_BYTES: usize = 12_000_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Misdeed {
+pub(super) enum Misdeed {
     Leaves,
     Resets,
     FinishesSending,
@@ -33,9 +35,11 @@ enum Misdeed {
     SendsByteByByte,
     Pipelines,
     DoesNotRead,
+    LeavesWithinARecord,
+    ForgesARecord,
 }
 
-const MISDEEDS: [Misdeed; 11] = [
+pub(super) const MISDEEDS: [Misdeed; 11] = [
     Misdeed::Leaves,
     Misdeed::Resets,
     Misdeed::FinishesSending,
@@ -49,8 +53,19 @@ const MISDEEDS: [Misdeed; 11] = [
     Misdeed::DoesNotRead,
 ];
 
+/// What only TLS makes possible.
+pub(super) const TLS_MISDEEDS: [Misdeed; 2] =
+    [Misdeed::LeavesWithinARecord, Misdeed::ForgesARecord];
+
+/// A record of application data, whole in form and never made with the key.
+const FORGED: [u8; 37] = {
+    let mut record = [0x55; 37];
+    [record[0], record[1], record[2], record[3], record[4]] = [0x17, 3, 3, 0, 32];
+    record
+};
+
 /// While the transfer is held.  Returns what is left of the client.
-fn misbehave(misdeed: Misdeed, mut guest: Guest) -> Option<Guest> {
+fn misbehave<S: Channel>(misdeed: Misdeed, mut guest: Guest<S>) -> Option<Guest<S>> {
     let query = message::query("SELECT 'once'");
     let half = query.len() / 2;
     match misdeed {
@@ -84,14 +99,20 @@ fn misbehave(misdeed: Misdeed, mut guest: Guest) -> Option<Guest> {
             let long = format!("SELECT hex(zeroblob({}))", LONG_ANSWER_BYTES / 2);
             guest.wire.send(&[message::query(&long), query].concat());
         }
+        Misdeed::LeavesWithinARecord => {
+            let (half, _) = FORGED.split_at(FORGED.len() / 2);
+            guest.wire.socket().write_all(half).unwrap();
+            return None;
+        }
+        Misdeed::ForgesARecord => guest.wire.socket().write_all(&FORGED).unwrap(),
     }
     Some(guest)
 }
 
 /// When the transfer is over.
-fn look_after(misdeed: Misdeed, mut guest: Guest) {
+fn look_after<S: Channel>(misdeed: Misdeed, mut guest: Guest<S>) {
     let home = guest.home.clone();
-    let value = |guest: &mut Guest| {
+    let value = |guest: &mut Guest<S>| {
         let answer = guest.wire.receive_through(b'Z');
         let tags: Vec<_> = answer.iter().map(|message| message.tag as char).collect();
         assert_eq!(tags, ['T', 'D', 'C', 'Z'], "{}", guest.user);
@@ -102,6 +123,13 @@ fn look_after(misdeed: Misdeed, mut guest: Guest) {
         Misdeed::SendsGarbage => {
             guest.wire.expect_error("FATAL", "08P01");
             return guest.wire.expect_end();
+        }
+        Misdeed::ForgesARecord => {
+            // An alert, then the end: no more is worth hearing.
+            let mut socket = guest.wire.socket();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            assert_ne!(socket.read_to_end(&mut Vec::new()).unwrap(), 0);
+            return;
         }
         Misdeed::SendsHalfAMessageAndTheRestLater => {
             let query = message::query("SELECT 'once'");
@@ -123,13 +151,18 @@ fn look_after(misdeed: Misdeed, mut guest: Guest) {
     assert_ne!(guest.home, home, "{}", guest.user);
 }
 
-fn run_wave(stage: &Stage, step: Step) {
+pub(super) fn run_wave<S: Channel>(
+    stage: &Stage,
+    step: Step,
+    misdeeds: &[Misdeed],
+    arrive: impl Fn(&Proxy, String) -> Guest<S>,
+) {
     let position = stage.proxy.log().position();
-    let guests: Vec<_> = MISDEEDS
+    let guests: Vec<_> = misdeeds
         .iter()
         .map(|misdeed| {
             let name = format!("{misdeed:?} at {step:?}");
-            (*misdeed, Guest::arrive(&stage.proxy, name))
+            (*misdeed, arrive(&stage.proxy, name))
         })
         .collect();
     let rules: Vec<_> = guests
@@ -149,14 +182,14 @@ fn run_wave(stage: &Stage, step: Step) {
         faults.remove(id);
     }
     let round = stage.proxy.wait_round(started);
-    assert_eq!(round.sessions, MISDEEDS.len() as u64);
+    assert_eq!(round.sessions, misdeeds.len() as u64);
     for transfer in &round.transfers {
         assert_eq!(transfer.outcome, Outcome::Success, "{}", transfer.line.raw);
     }
     for (misdeed, guest) in left {
         look_after(misdeed, guest);
     }
-    for misdeed in MISDEEDS {
+    for misdeed in misdeeds {
         let name = format!("{misdeed:?} at {step:?}");
         stage.proxy.wait_log(position, |line| {
             line.is("session closed") && line.get("user") == name
@@ -169,7 +202,7 @@ fn no_fault_of_a_client_changes_how_its_transfer_ends() {
     let stage = Stage::new(Pods::start(2), PATIENT_DIALS, PATIENT);
     let began = Instant::now();
     for step in STEPS {
-        run_wave(&stage, step);
+        run_wave(&stage, step, &MISDEEDS, Guest::arrive);
     }
     stage.assert_clean();
     println!(

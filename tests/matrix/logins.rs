@@ -1,14 +1,15 @@
 //! Faults during a client's own login, of its server and of itself.
 
+use std::net::TcpStream;
 use std::thread;
 
-use sqlpod::{Auth, Fault, Rule, Step};
+use sqlpod::{Auth, Config, Fault, Rule, Step};
 
 use crate::support::message;
 use crate::support::metrics::{ADMIN, wait_quiet};
 use crate::support::pods::Pods;
 use crate::support::proxy::{Proxy, Resources, Setup};
-use crate::support::wire::{Received, Wire};
+use crate::support::wire::{Channel, Received, Wire};
 use crate::support::{PATIENCE, soon};
 
 /// The first answer of each pod has to come within the one, the whole login
@@ -73,14 +74,7 @@ fn expected(step: Step, fault: &Fault) -> Login {
     }
 }
 
-/// Logs in with a password, and tells how that ends.
-fn log_in(proxy: &Proxy, user: &str) -> Login {
-    let mut wire = Wire::connect(proxy.address());
-    wire.send(&message::startup(message::VERSION_3_0, &[("user", user)]));
-    finish_login(&mut wire)
-}
-
-fn finish_login(wire: &mut Wire) -> Login {
+fn finish_login<S: Channel>(wire: &mut Wire<S>) -> Login {
     loop {
         let message = wire.receive();
         match message.tag {
@@ -120,33 +114,48 @@ fn finish_login(wire: &mut Wire) -> Login {
 }
 
 /// Pods that ask for a password, and the proxy before them.
-struct Door {
+pub(super) struct Door<S> {
     pods: Pods,
     proxy: Proxy,
+    connect: fn(&Proxy) -> Wire<S>,
     before: Resources,
 }
 
-impl Door {
-    /// Open to all of `users`.
-    fn new(users: &[String]) -> Self {
+impl<S: Channel> Door<S> {
+    /// Open to all of `users`, who `connect` like this; with the pods as `adapt`
+    /// makes them, and the proxy with these `sections`.
+    pub(super) fn new(
+        users: &[String],
+        adapt: impl Fn(Config) -> Config,
+        sections: &str,
+        connect: fn(&Proxy) -> Wire<S>,
+    ) -> Self {
         let pods = Pods::start_with(2, |config| {
-            let config = config.auth(Auth::Password).user("first", "secret");
+            let config = adapt(config.auth(Auth::Password).user("first", "secret"));
             users
                 .iter()
                 .fold(config, |config, user| config.user(user, "secret"))
         });
         let proxy = Setup::new(&pods.addresses())
             .top(&format!("{ADMIN}\n{LIMITS}"))
+            .section(sections)
             .start();
-        assert_eq!(log_in(&proxy, "first"), Login::In);
+        let mut wire = connect(&proxy);
+        assert_eq!(log_in(&mut wire, "first"), Login::In);
+        drop(wire);
         proxy.wait_log(0, |line| line.is("session closed"));
         wait_quiet(&proxy);
         let before = proxy.resources_at_rest(0);
         Self {
             pods,
             proxy,
+            connect,
             before,
         }
+    }
+
+    fn connect(&self) -> Wire<S> {
+        (self.connect)(&self.proxy)
     }
 
     /// # Panics
@@ -157,19 +166,38 @@ impl Door {
         }
         wait_quiet(&self.proxy);
         self.proxy.wait_resources(self.before);
-        assert_eq!(log_in(&self.proxy, "first"), Login::In);
+        assert_eq!(log_in(&mut self.connect(), "first"), Login::In);
     }
+}
+
+/// Logs in with a password, and tells how that ends.
+fn log_in<S: Channel>(wire: &mut Wire<S>, user: &str) -> Login {
+    wire.send(&message::startup(message::VERSION_3_0, &[("user", user)]));
+    finish_login(wire)
+}
+
+fn plain_door(users: &[String]) -> Door<TcpStream> {
+    Door::new(
+        users,
+        |config| config,
+        "",
+        |proxy| Wire::connect(proxy.address()),
+    )
 }
 
 #[test]
 fn every_fault_of_a_server_in_a_login_is_told_to_the_client() {
+    check_servers(plain_door);
+}
+
+pub(super) fn check_servers<S: Channel>(door: impl FnOnce(&[String]) -> Door<S>) {
     let cells: Vec<_> = STEPS
         .into_iter()
         .flat_map(|step| faults_of(step).into_iter().map(move |fault| (step, fault)))
         .map(|(step, fault)| (format!("{step:?} {fault:?}").replace('"', ""), step, fault))
         .collect();
     let users: Vec<_> = cells.iter().map(|(user, ..)| user.clone()).collect();
-    let door = Door::new(&users);
+    let door = door(&users);
     for pod in door.pods.iter() {
         for (user, step, fault) in &cells {
             let rule = Rule::new(*step, fault.clone()).only_user(user);
@@ -178,9 +206,10 @@ fn every_fault_of_a_server_in_a_login_is_told_to_the_client() {
     }
     thread::scope(|scope| {
         for (user, step, fault) in &cells {
-            let proxy = &door.proxy;
+            let door = &door;
             scope.spawn(move || {
-                assert_eq!(log_in(proxy, user), expected(*step, fault), "{user}");
+                let ended = log_in(&mut door.connect(), user);
+                assert_eq!(ended, expected(*step, fault), "{user}");
             });
         }
     });
@@ -212,7 +241,7 @@ const MISDEEDS: [Misdeed; 8] = [
 ];
 
 /// Does it with `message`; `None` where the client has gone.
-fn misbehave(mut wire: Wire, misdeed: Misdeed, message: &[u8]) -> Option<Login> {
+fn misbehave<S: Channel>(mut wire: Wire<S>, misdeed: Misdeed, message: &[u8]) -> Option<Login> {
     let half = message.len() / 2;
     match misdeed {
         Misdeed::LeavesBefore => return None,
@@ -238,10 +267,10 @@ fn misbehave(mut wire: Wire, misdeed: Misdeed, message: &[u8]) -> Option<Login> 
     Some(finish_login(&mut wire))
 }
 
-fn check_client(proxy: &Proxy, at_password: bool, misdeed: Misdeed) {
+fn check_client<S: Channel>(door: &Door<S>, at_password: bool, misdeed: Misdeed) {
     let name = format!("{misdeed:?}");
     let startup = message::startup(message::VERSION_3_0, &[("user", &name)]);
-    let mut wire = Wire::connect(proxy.address());
+    let mut wire = door.connect();
     let ended = if at_password {
         wire.send(&startup);
         assert_eq!(wire.expect(b'R').body, [0, 0, 0, 3]);
@@ -261,16 +290,20 @@ fn check_client(proxy: &Proxy, at_password: bool, misdeed: Misdeed) {
 
 #[test]
 fn no_fault_of_a_client_in_its_login_leaves_anything_behind() {
+    check_clients(plain_door);
+}
+
+pub(super) fn check_clients<S: Channel>(door: impl FnOnce(&[String]) -> Door<S>) {
     let users: Vec<_> = MISDEEDS
         .iter()
         .map(|misdeed| format!("{misdeed:?}"))
         .collect();
-    let door = Door::new(&users);
+    let door = door(&users);
     thread::scope(|scope| {
         for at_password in [false, true] {
             for misdeed in MISDEEDS {
-                let proxy = &door.proxy;
-                scope.spawn(move || check_client(proxy, at_password, misdeed));
+                let door = &door;
+                scope.spawn(move || check_client(door, at_password, misdeed));
             }
         }
     });

@@ -13,17 +13,22 @@ use bytes::BytesMut;
 use super::message::{self, BackendKey, Message};
 use super::{poll_kernel, soon};
 
-/// A stream whose reads can be given up.
+/// A stream over a socket.
 pub(crate) trait Channel: Read + Write {
-    /// Bounds every read from now on.
-    fn bound_reads(&self, limit: Duration);
+    /// The socket below everything.
+    fn socket(&self) -> &TcpStream;
+
+    /// Ends the sending direction only, as the protocol of the stream does it.
+    fn finish_sending(&mut self);
 }
 
 impl Channel for TcpStream {
-    fn bound_reads(&self, limit: Duration) {
-        // The option takes no zero: that would mean for ever.
-        let limit = limit.max(Duration::from_millis(1));
-        self.set_read_timeout(Some(limit)).unwrap();
+    fn socket(&self) -> &TcpStream {
+        self
+    }
+
+    fn finish_sending(&mut self) {
+        self.shutdown(Shutdown::Write).unwrap();
     }
 }
 
@@ -68,16 +73,6 @@ impl Wire<TcpStream> {
 
     pub(crate) fn stream(&self) -> &TcpStream {
         &self.stream
-    }
-
-    /// Closes with a reset instead of an orderly end.
-    pub(crate) fn reset(self) {
-        rustix::net::sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO)).unwrap();
-    }
-
-    /// Ends the sending direction only.
-    pub(crate) fn finish_sending(&self) {
-        self.stream.shutdown(Shutdown::Write).unwrap();
     }
 
     /// Waits until the other end has taken everything that was sent.
@@ -133,6 +128,21 @@ impl<S: Channel> Wire<S> {
     /// The stream, for what is below messages.
     pub(crate) fn stream_mut(&mut self) -> &mut S {
         &mut self.stream
+    }
+
+    /// The socket, for what is below the stream.
+    pub(crate) fn socket(&self) -> &TcpStream {
+        self.stream.socket()
+    }
+
+    /// Closes with a reset instead of an orderly end.
+    pub(crate) fn reset(self) {
+        rustix::net::sockopt::set_socket_linger(self.socket(), Some(Duration::ZERO)).unwrap();
+    }
+
+    /// Ends the sending direction only.
+    pub(crate) fn finish_sending(&mut self) {
+        self.stream.finish_sending();
     }
 
     /// The stream, when all that came has been taken.
@@ -205,7 +215,9 @@ impl<S: Channel> Wire<S> {
             let Some(left) = deadline.checked_duration_since(Instant::now()) else {
                 return Err(Received::Nothing);
             };
-            self.stream.bound_reads(left);
+            // The option takes no zero: that would mean for ever.
+            let limit = left.max(Duration::from_millis(1));
+            self.socket().set_read_timeout(Some(limit)).unwrap();
             match self.stream.read(&mut chunk) {
                 Ok(0) => {
                     assert!(

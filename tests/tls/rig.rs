@@ -5,7 +5,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
-use std::time::Duration;
 
 use openssl::ssl::{SslConnector, SslStream, SslVersion};
 
@@ -150,12 +149,17 @@ pub(crate) fn psql(proxy: &Proxy, options: &str) -> Psql {
     }
 }
 
-/// A client that speaks TLS; its blocking reads can be bounded.
+/// A client that speaks TLS.
 pub(crate) type TlsWire = Wire<SslStream<TcpStream>>;
 
 impl Channel for SslStream<TcpStream> {
-    fn bound_reads(&self, limit: Duration) {
-        self.get_ref().bound_reads(limit);
+    fn socket(&self) -> &TcpStream {
+        self.get_ref()
+    }
+
+    /// By close_notify.
+    fn finish_sending(&mut self) {
+        self.shutdown().unwrap();
     }
 }
 
