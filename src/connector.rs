@@ -12,7 +12,7 @@ use parking_lot::RwLock;
 use crate::authentication::{Login, by_token};
 use crate::balancer::{Assignment, BackendId, Balancer, NoTarget};
 use crate::config::{Address, Config};
-use crate::error::{Error, Peer, SqlState};
+use crate::error::{Error, Peer};
 use crate::frame::{Frame, FrameReader};
 use crate::message::{BackendTag, ErrorFields};
 use crate::metrics::{Event, Metrics};
@@ -88,7 +88,7 @@ impl Connector {
     /// is passed over; whatever else it says is for the client.
     ///
     /// # Errors
-    /// A refusal for the client, where no backend answers.
+    /// [`Error::NoBackend`] or [`Error::NoBackendReached`].
     pub fn connect(
         &self,
         startup: &[u8],
@@ -110,17 +110,10 @@ impl Connector {
                 break;
             }
         }
-        self.metrics.count(match last {
-            None => Event::Routing,
-            Some(_) => Event::BackendDown,
-        });
-        Err(Error::refused(
-            SqlState::UNABLE_TO_CONNECT,
-            match last {
-                None => "no SQL server is configured to take new sessions".to_owned(),
-                Some(error) => format!("no SQL server could be reached: {error}"),
-            },
-        ))
+        Err(match last {
+            None => Error::NoBackend,
+            Some(error) => Error::NoBackendReached(Box::new(error)),
+        })
     }
 
     /// A connection for the transfer of a session that leaves `own`, logged in

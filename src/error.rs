@@ -110,6 +110,12 @@ pub enum Error {
         /// The response's message field.
         message: String,
     },
+    /// No backend is configured to take new sessions.
+    #[error("no SQL server is configured to take new sessions")]
+    NoBackend,
+    /// None of the backends let the client in; the last one's failure.
+    #[error("no SQL server could be reached: {0}")]
+    NoBackendReached(#[source] Box<Self>),
     /// The proxy refuses the client.
     #[error("{message}")]
     Refused {
@@ -167,6 +173,20 @@ impl Error {
         }
     }
 
+    /// Whose connection or conduct it is about, where it is about one of the two.
+    #[must_use]
+    pub fn peer(&self) -> Option<Peer> {
+        match self {
+            Self::Io { peer, .. }
+            | Self::Closed { peer, .. }
+            | Self::Timeout { peer, .. }
+            | Self::Malformed { peer, .. }
+            | Self::Protocol { peer, .. } => Some(*peer),
+            Self::ServerError { .. } => Some(Peer::Server),
+            Self::NoBackend | Self::NoBackendReached(_) | Self::Refused { .. } => None,
+        }
+    }
+
     /// What the client is told when this ends its session: SQLSTATE and text.
     /// `None` where it is the client's connection that failed.
     #[must_use]
@@ -174,6 +194,9 @@ impl Error {
         let server_lost = |what: &str| Some((SqlState::CONNECTION_FAILURE, what.to_owned()));
         match self {
             Self::Refused { sqlstate, message } => Some((*sqlstate, message.clone())),
+            Self::NoBackend | Self::NoBackendReached(_) => {
+                Some((SqlState::UNABLE_TO_CONNECT, self.to_string()))
+            }
             Self::Timeout {
                 peer: Peer::Client,
                 operation,

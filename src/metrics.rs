@@ -63,17 +63,18 @@ pub enum Event {
     Accepted,
     /// A session got as far as its first ReadyForQuery.
     Successful,
-    /// A server refused a client's credentials.
+    /// A server refused a client's credentials (SQLSTATE class 28).
     AuthenticationFailure,
     /// No active backend is configured for the client.
     Routing,
     /// No backend could be reached for a new session.
     BackendDown,
-    /// A session ended because its server's connection was lost.
+    /// A login or a session ended because its server's connection was lost.
     BackendDisconnect,
-    /// A session ended because its client left without saying so.
+    /// A session ended because its client left without saying so, or broke the
+    /// protocol.
     ClientDisconnect,
-    /// The proxy itself turned a client away (limits, rules, shutdown).
+    /// The proxy itself turned a client away: limits, rules, shutdown.
     Refused,
     /// A backend did not answer a dial and another try followed.
     DialRetry,
@@ -222,12 +223,12 @@ impl Metrics {
             backend_disconnect: counter(
                 r,
                 "proxy_err_backend_disconnect",
-                "Sessions lost with their server's connection",
+                "Logins and sessions lost with their server's connection",
             ),
             client_disconnect: counter(
                 r,
                 "proxy_err_client_disconnect",
-                "Sessions whose client left without a Terminate message",
+                "Sessions that their client ended without a Terminate message",
             ),
             refused: counter(
                 r,

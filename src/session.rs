@@ -36,6 +36,9 @@ use crate::stream::Stream;
 use crate::tls::TlsContexts;
 use crate::transfer::{self, Lost, ServerLink, TransferContext};
 
+/// SQLSTATE class 28 of errcodes.txt, "Invalid Authorization Specification".
+const INVALID_AUTHORIZATION_CLASS: &str = "28";
+
 /// How long the end of a session may wait: for a processor to notice, for the
 /// client to take its last message.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -197,7 +200,12 @@ fn refuse(shared: &Shared, name: &SessionName, client: Option<&Stream>, error: &
     } = name;
     match error.client_report() {
         Some((sqlstate, text)) => {
-            shared.metrics.count(Event::Refused);
+            shared.metrics.count(match error {
+                Error::NoBackend => Event::Routing,
+                Error::NoBackendReached(_) => Event::BackendDown,
+                error if error.peer() == Some(Peer::Server) => Event::BackendDisconnect,
+                _ => Event::Refused,
+            });
             let sqlstate_text = sqlstate.0;
             log::info!(conn, client = address, user, sqlstate = sqlstate_text, reason; "connection refused");
             if let Some(client) = client {
@@ -317,7 +325,9 @@ fn open(
     let Login { key, parameters } = match relayed {
         Relayed::LoggedIn(login) => login,
         Relayed::Refused { fields, hint } => {
-            shared.metrics.count(Event::AuthenticationFailure);
+            if fields.sqlstate.starts_with(INVALID_AUTHORIZATION_CLASS) {
+                shared.metrics.count(Event::AuthenticationFailure);
+            }
             if let Some(hint) = hint {
                 log::warn!(conn = name.conn, hint; "channel binding withheld");
             }
@@ -588,6 +598,11 @@ impl Session {
                 "server disconnected".to_owned()
             }
             Some(Cause::End(End::Failed(error)) | Cause::Lost(Lost { error, .. })) => {
+                match error.peer() {
+                    Some(Peer::Client) => metrics.count(Event::ClientDisconnect),
+                    Some(Peer::Server) => metrics.count(Event::BackendDisconnect),
+                    None => {}
+                }
                 error.to_string()
             }
         };

@@ -19,6 +19,7 @@ mod late;
 mod fuzz;
 mod many;
 mod matrix;
+mod metrics;
 mod migration;
 mod options;
 mod reload;

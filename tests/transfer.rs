@@ -378,7 +378,9 @@ fn a_client_that_leaves_during_a_transfer_leaves_nothing_behind() {
     drop(proxy.login("maria"));
     proxy.wait_log(0, |line| line.is("session closed"));
     let before = proxy.resources_at_rest(0);
-    for leave in [Wire::reset, drop, |mut client: Wire| client.finish_sending()] {
+    for leave in [Wire::reset, drop, |mut client: Wire| {
+        client.finish_sending()
+    }] {
         let client = proxy.login("maria");
         let position = proxy.log().position();
         proxy.signal(rustix::process::Signal::USR1);

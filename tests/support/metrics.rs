@@ -41,6 +41,38 @@ impl Scrape {
         }
     }
 
+    /// What has been counted since `before`, without the sums of histograms, and
+    /// with every level that is not at zero.
+    fn since(&self, before: &Self) -> BTreeMap<String, i64> {
+        let samples = self.0.iter().filter(|(name, _)| !name.ends_with("_sum"));
+        samples
+            .map(|(name, value)| {
+                let earlier = match name.as_str() {
+                    name if LEVELS.contains(&name) => 0.0,
+                    name => before.get(name),
+                };
+                (name.clone(), (value - earlier) as i64)
+            })
+            .filter(|(_, more)| *more != 0)
+            .collect()
+    }
+
+    /// Waits until exactly this has been counted since this scrape.
+    ///
+    /// # Panics
+    /// If it does not come to that.
+    pub(crate) fn wait_counted(&self, proxy: &Proxy, expected: &[(&str, i64)]) {
+        let expected: BTreeMap<_, _> = expected
+            .iter()
+            .map(|(name, more)| ((*name).to_owned(), *more))
+            .collect();
+        let counted = || Self::of(proxy).since(self);
+        poll_kernel(
+            || counted() == expected,
+            || format!("{:#?} instead of {expected:#?}", counted()),
+        );
+    }
+
     /// # Panics
     /// Unless every transfer that was attempted is counted with one outcome.
     pub(crate) fn assert_consistent(&self) {
@@ -53,18 +85,20 @@ impl Scrape {
     }
 }
 
+/// What goes up and down.
+const LEVELS: [&str; 3] = [
+    "proxy_sql_conns",
+    "proxy_balancer_rebalance_queued",
+    "proxy_balancer_rebalance_running",
+];
+
 /// Waits until nobody is connected and nothing is under way any more.
 pub(crate) fn wait_quiet(proxy: &Proxy) {
-    let levels = [
-        "proxy_sql_conns",
-        "proxy_balancer_rebalance_queued",
-        "proxy_balancer_rebalance_running",
-    ];
     poll_kernel(
         || {
             let scrape = Scrape::of(proxy);
             scrape.assert_consistent();
-            levels.iter().all(|name| scrape.get(name) == 0.0)
+            LEVELS.iter().all(|name| scrape.get(name) == 0.0)
         },
         || format!("not at zero: {:?}", Scrape::of(proxy)),
     );

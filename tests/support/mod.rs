@@ -16,8 +16,10 @@ pub(crate) mod wire;
 
 mod selftest;
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
+
+use socket2::{Domain, Socket, Type};
 
 /// How long a test waits for what must happen.  Far beyond anything the proxy
 /// needs, so that only a hang reaches it, on a loaded machine too.
@@ -41,8 +43,13 @@ pub(crate) fn poll_kernel(mut condition: impl FnMut() -> bool, describe: impl Fn
     }
 }
 
-/// An address where nobody listens.
+/// An address where nobody listens, nor ever will: the port stays taken until
+/// this process ends, or another test's server could be given it.
 pub(crate) fn closed_port() -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    listener.local_addr().unwrap()
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    socket.bind(&any.into()).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    std::mem::forget(socket);
+    address
 }
