@@ -2,8 +2,8 @@
 //!
 //! # Reading order
 //! The modules below stand in the order in which to read them; each uses only
-//! what stands after it.  [`session`] is one client's life, top to bottom: begin
-//! there.
+//! what stands after it.  [`connection`] is one client's life, top to bottom:
+//! begin there.
 //!
 //! # Data flow
 //! ```text
@@ -51,8 +51,10 @@
 
 pub mod arguments;
 pub mod server;
-pub mod session;
+pub mod connection;
 pub mod admission;
+pub mod session;
+pub mod cause;
 pub mod processor;
 pub mod transfer;
 pub mod migration;

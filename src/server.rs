@@ -15,11 +15,12 @@ use crate::admin::{Admin, Readiness};
 use crate::balancer::Balancer;
 use crate::cancel::CancelKeys;
 use crate::config::{Address, Config};
+use crate::connection::{self, Shared};
 use crate::connector::Connector;
 use crate::metrics::{Event, Metrics};
 use crate::migration::Migrator;
 use crate::registry::{Places, Registry};
-use crate::session::{self, STACK_BYTES, Session, Shared};
+use crate::session::{STACK_BYTES, Session};
 use crate::signals::Signal;
 use crate::tls::TlsContexts;
 
@@ -388,7 +389,7 @@ impl Acceptor {
             .name(format!("request-{conn}"))
             .stack_size(STACK_BYTES)
             .spawn(move || {
-                session::serve(&shared, conn, stream, client);
+                connection::serve(&shared, conn, stream, client);
                 drop(place);
             });
         if let Err(error) = spawned {

@@ -1,0 +1,77 @@
+//! Why a session ends: what its client hears, what the log says, what is counted.
+
+use std::fmt;
+
+use crate::error::{Peer, SqlState};
+use crate::message::fatal_error;
+use crate::metrics::Event;
+use crate::processor::End;
+use crate::transfer::Lost;
+
+/// What ended a session, where it was not the proxy's own end.
+pub enum Cause {
+    /// One of its directions ended.
+    End(End),
+    /// Its server was lost in a transfer.
+    Lost(Lost),
+}
+
+impl Cause {
+    /// What its client has to hear before the end, which may be nothing; `None`
+    /// where it is gone itself.
+    #[must_use]
+    pub fn last_message(&self) -> Option<Vec<u8>> {
+        let fatal = |(sqlstate, text): (SqlState, String)| fatal_error(sqlstate, &text);
+        match self {
+            Self::End(End::ClientLeft { .. }) => Some(Vec::new()),
+            Self::End(End::ServerLeft | End::Closed) => Some(fatal((
+                SqlState::CONNECTION_FAILURE,
+                "the connection to the SQL server was lost".to_owned(),
+            ))),
+            Self::End(End::Failed(error)) => error.client_report().map(fatal),
+            Self::Lost(Lost {
+                to_client,
+                told,
+                error,
+            }) => {
+                let mut message = to_client.clone();
+                if !told && let Some(report) = error.client_report() {
+                    message.extend(fatal(report));
+                }
+                Some(message)
+            }
+        }
+    }
+
+    /// What it counts as; an end as the protocol has it is none.
+    #[must_use]
+    pub fn event(&self) -> Option<Event> {
+        match self {
+            Self::End(End::ClientLeft { terminated: true }) => None,
+            Self::End(End::ClientLeft { terminated: false }) => Some(Event::ClientDisconnect),
+            Self::End(End::ServerLeft | End::Closed) => Some(Event::BackendDisconnect),
+            Self::End(End::Failed(error)) | Self::Lost(Lost { error, .. }) => {
+                error.peer().map(event_of)
+            }
+        }
+    }
+}
+
+/// What the loss of a peer counts as.
+const fn event_of(peer: Peer) -> Event {
+    match peer {
+        Peer::Client => Event::ClientDisconnect,
+        Peer::Server => Event::BackendDisconnect,
+    }
+}
+
+/// The log's reason.
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::End(End::ClientLeft { .. }) => f.write_str("client disconnected"),
+            Self::End(End::ServerLeft | End::Closed) => f.write_str("server disconnected"),
+            Self::End(End::Failed(error)) | Self::Lost(Lost { error, .. }) => error.fmt(f),
+        }
+    }
+}
