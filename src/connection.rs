@@ -16,6 +16,7 @@ use crate::cancel::{CancelKeys, CancelTarget, Cancellable};
 use crate::config::{Address, Config};
 use crate::connector::{Connected, Connector};
 use crate::error::{Error, Peer, SqlState};
+use crate::link::ServerLink;
 use crate::message::fatal_error;
 use crate::metrics::{Event, Level, Metrics};
 use crate::migration::{Migrator, SessionName};
@@ -25,7 +26,7 @@ use crate::socket::{ReadDeadline, Socket, Wait};
 use crate::startup::cancel_request;
 use crate::stream::Stream;
 use crate::tls::TlsContexts;
-use crate::transfer::{ServerLink, TransferContext};
+use crate::transfer::TransferContext;
 
 /// SQLSTATE class 28 of errcodes.txt, "Invalid Authorization Specification".
 const INVALID_AUTHORIZATION_CLASS: &str = "28";

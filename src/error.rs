@@ -8,8 +8,6 @@ use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, ErrorKind};
 
-use crate::frame::BadFrame;
-
 /// The two sides of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Peer {
@@ -49,6 +47,29 @@ impl SqlState {
     pub const TOO_MANY_CONNECTIONS: Self = Self("53300");
     /// `admin_shutdown`.
     pub const ADMIN_SHUTDOWN: Self = Self("57P01");
+}
+
+/// Bytes that are no frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BadFrame {
+    /// The length field is below 4 or negative.
+    #[error("message {tag:?} has the length field {length}", tag = char::from(*.tag))]
+    Length {
+        /// The message's type byte.
+        tag: u8,
+        /// The length field as sent.
+        length: i32,
+    },
+    /// Longer than is allowed here.
+    #[error("message {tag:?} of {length} bytes, at most {limit} are allowed here", tag = char::from(*.tag))]
+    TooLong {
+        /// The message's type byte.
+        tag: u8,
+        /// Its length.
+        length: usize,
+        /// The limit.
+        limit: usize,
+    },
 }
 
 /// Why a session, a login or a transfer could not go on.

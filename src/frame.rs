@@ -9,7 +9,7 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::error::{Error, Peer};
+use crate::error::{BadFrame, Error, Peer};
 use crate::message::BackendTag;
 use crate::socket::{Received, Wait};
 use crate::stream::Stream;
@@ -22,29 +22,6 @@ const LENGTH_FIELD_BYTES: usize = 4;
 
 /// PostgreSQL's own send and receive buffers (pqcomm.c, `PQ_SEND_BUFFER_SIZE`).
 const READ_BYTES: usize = 8 * 1024;
-
-/// Bytes that are no frame.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum BadFrame {
-    /// The length field is below 4 or negative.
-    #[error("message {tag:?} has the length field {length}", tag = char::from(*.tag))]
-    Length {
-        /// The message's type byte.
-        tag: u8,
-        /// The length field as sent.
-        length: i32,
-    },
-    /// Longer than is allowed here.
-    #[error("message {tag:?} of {length} bytes, at most {limit} are allowed here", tag = char::from(*.tag))]
-    TooLong {
-        /// The message's type byte.
-        tag: u8,
-        /// Its length.
-        length: usize,
-        /// The limit.
-        limit: usize,
-    },
-}
 
 /// A frame's first five bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -58,6 +58,7 @@ pub mod cause;
 pub mod processor;
 pub mod transfer;
 pub mod migration;
+pub mod link;
 pub mod forwarder;
 pub mod exchange;
 pub mod sync;

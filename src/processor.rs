@@ -21,6 +21,7 @@ use crate::forwarder::{
     Admitted, Closed, Direction, Forwarder, Ready, RequestFrame, ResponseFrame, Resumed, Ticket,
 };
 use crate::frame::{HEADER_BYTES, Header, Scanned, Scanner, Verdict};
+use crate::link::Link;
 use crate::message::{BackendTag, ErrorFields, FrontendTag, TransactionStatus, parameter_status};
 use crate::parameters::Parameters;
 use crate::socket::{Received, Wait};
@@ -39,12 +40,6 @@ const BUFFER_IDLE: Duration = Duration::from_secs(1);
 /// A ParameterStatus or an ErrorResponse is held back until it is whole, so that
 /// it can be read, unless it is longer than this; PostgreSQL's are below 1 KiB.
 const REPORT_LIMIT: usize = 8 * 1024;
-
-/// The two connections of a session, as the processors see them.
-pub trait Link: Send + Sync + 'static {
-    /// The SQL node's stream.
-    fn server(&self) -> &Stream;
-}
 
 /// How a direction ended.
 #[derive(Debug)]

@@ -18,6 +18,7 @@ use crate::config::{Config, Dialect};
 use crate::error::{Error, SqlState};
 use crate::exchange::{Exchange, SkipRule};
 use crate::forwarder::{Closing, Direction, Forwarder, Interrupt, Obstacle, Ordered, Ready};
+use crate::link::ServerLink;
 use crate::logging::Milliseconds;
 use crate::message::fatal_error;
 use crate::metrics::Metrics;
@@ -25,7 +26,7 @@ use crate::migration::{LookAgain, MoveTicket, Round, SessionName};
 use crate::processor::{self, Context, End, Left};
 use crate::socket::{ReadDeadline, Received, Wait};
 use crate::stream::Stream;
-use crate::transfer::{self, ServerLink, TransferContext};
+use crate::transfer::{self, TransferContext};
 
 /// How long the end of a session may wait: for a processor to notice, for the
 /// client to take its last message.

@@ -28,18 +28,17 @@ use parking_lot::Mutex;
 use uuid::Uuid;
 
 use crate::authentication;
-use crate::balancer::Assignment;
 use crate::config::Migration;
 use crate::connector::Connector;
 use crate::dialect::{self, Answer, BadAnswer, TOKENS_UNSUPPORTED, TransferState};
-use crate::error::{Error, Peer};
+use crate::error::{BadFrame, Error, Peer};
 use crate::forwarder::{NotParked, Ready, Resumed, Suspension};
-use crate::frame::{BadFrame, Frame, FrameReader};
+use crate::frame::{Frame, FrameReader};
+use crate::link::ServerLink;
 use crate::message::{BackendTag, ErrorFields, TERMINATE, parameter_status};
 use crate::metrics::TransferOutcome;
 use crate::migration::{MoveTicket, Report, Round};
 use crate::parameters::Parameters;
-use crate::processor::Link;
 use crate::socket::ReadDeadline;
 use crate::startup::{REVIVAL_TOKEN, StartupPacket};
 use crate::stream::Stream;
@@ -50,25 +49,6 @@ const ROW_OVERHEAD_BYTES: usize = 64 * 1024;
 const SHORT_ANSWER_BYTES: usize = 64 * 1024;
 /// No message of a PostgreSQL server is longer (memutils.h, `MaxAllocSize`).
 const MAX_MESSAGE_BYTES: usize = 0x3fff_ffff;
-
-/// A session's server: what a transfer swaps in one step.
-#[derive(Debug)]
-pub struct ServerLink {
-    /// The connection.
-    pub stream: Arc<Stream>,
-    /// The place on the backend.
-    pub assignment: Assignment,
-    /// The server's own cancel key.
-    pub key: Option<Vec<u8>>,
-    /// What it reported at the login.
-    pub login: Parameters,
-}
-
-impl Link for ServerLink {
-    fn server(&self) -> &Stream {
-        &self.stream
-    }
-}
 
 /// What a transfer needs of a session, owned by both.
 pub struct TransferContext {

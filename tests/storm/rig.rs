@@ -11,7 +11,8 @@ use sqlproxy::exchange::Exchange;
 use sqlproxy::forwarder::{
     Closing, Direction, Forwarder, Interrupt, Ordered, Ready, Suspension, Ticket,
 };
-use sqlproxy::processor::{Context, End, Link, run_requests, run_responses};
+use sqlproxy::link::Link;
+use sqlproxy::processor::{Context, End, run_requests, run_responses};
 use sqlproxy::socket::{ReadDeadline, Socket};
 use sqlproxy::stream::Stream;
 
