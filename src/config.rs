@@ -104,7 +104,8 @@ pub enum ClientTlsMode {
 pub struct ServerTls {
     /// `sslmode`, with libpq's meaning.
     pub sslmode: SslMode,
-    /// `ca_file`: who signs the servers' certificates; `None`: the system's roots.
+    /// `ca_file`: who signs the servers' certificates.  `None`: for `verify-full`
+    /// the system's roots, for the modes below it nobody; never with `verify-ca`.
     pub ca_file: Option<PathBuf>,
     /// `cert_file`: the proxy's identity towards servers; set together with `key_file`.
     pub cert_file: Option<PathBuf>,

@@ -208,9 +208,9 @@ fn open(
         mut client,
         startup,
     } = admitted;
-    let stopping = || Error::refused(SqlState::ADMIN_SHUTDOWN, "sqlproxy is shutting down");
     if shared.stopping.load(Ordering::SeqCst) {
-        return Err(stopping());
+        let text = "sqlproxy is shutting down";
+        return Err(Error::refused(SqlState::ADMIN_SHUTDOWN, text));
     }
     let Some(place) = shared.session_places.take() else {
         let text = format!(
@@ -219,14 +219,13 @@ fn open(
         );
         return Err(Error::refused(SqlState::TOO_MANY_CONNECTIONS, text));
     };
-    let connected = shared
-        .connector
-        .connect(&startup.to_bytes(), &read_deadline, deadline);
     let Connected {
         assignment,
         mut server,
         first,
-    } = connected?;
+    } = shared
+        .connector
+        .connect(&startup.to_bytes(), &read_deadline, deadline)?;
     let mut client_key = None;
     let relayed = relay(&mut client, &mut server, first, deadline, |bytes| {
         let key = CancelKeys::draw(bytes)
