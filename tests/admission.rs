@@ -264,7 +264,7 @@ fn the_servers_learn_the_true_client_address() {
             ("application_name", "kept"),
             ("crdb:remote_addR", "10.9.8.7:2"),
         ]);
-        let own = client.stream().local_addr().unwrap().to_string();
+        let own = client.socket().local_addr().unwrap().to_string();
         assert_eq!(client.value("SELECT 1"), own);
     }
     server.join();

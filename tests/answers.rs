@@ -248,7 +248,7 @@ const CASES: &[Case] = &[
     }),
     bad_login("a token login that is cut", |end| {
         end.wire
-            .stream()
+            .socket()
             .shutdown(std::net::Shutdown::Both)
             .unwrap();
     }),

@@ -95,7 +95,7 @@ const CASES: &[Case] = &[
         deliver: |end, key| {
             end.wire.send(&transfer_state(key)[..30]);
             end.wire
-                .stream()
+                .socket()
                 .shutdown(std::net::Shutdown::Write)
                 .unwrap();
         },
@@ -108,7 +108,7 @@ const CASES: &[Case] = &[
             end.wire
                 .send(&error_response("FATAL", "57P01", "shutting down"));
             end.wire
-                .stream()
+                .socket()
                 .shutdown(std::net::Shutdown::Write)
                 .unwrap();
         },
@@ -130,7 +130,7 @@ fn server(gate: &Gate) -> Server {
         let case = CASES.iter().find(|case| case.name == user).unwrap();
         end.welcome();
         if !end.is_restore() {
-            let address = end.wire.stream().local_addr().unwrap().to_string();
+            let address = end.wire.socket().local_addr().unwrap().to_string();
             while let Some(sql) = end.next_query() {
                 if let Some(key) = transfer_key(&sql) {
                     gate.wait();

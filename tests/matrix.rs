@@ -174,7 +174,7 @@ struct Guest<S = TcpStream> {
 impl Guest {
     fn arrive(proxy: &Proxy, user: String) -> Self {
         let wire = proxy.login(&user);
-        let address = wire.stream().local_addr().unwrap();
+        let address = wire.socket().local_addr().unwrap();
         Self::settle(user, wire, address)
     }
 }

@@ -32,6 +32,13 @@ fn start(setup: &Setup) -> (Proxy, Scrape) {
     (proxy, nothing)
 }
 
+/// Asks for a session, and leaves the answer to the caller.
+fn ask(proxy: &Proxy, parameters: &[(&str, &str)]) -> Wire {
+    let mut client = Wire::connect(proxy.address());
+    client.send(&message::startup(message::VERSION_3_0, parameters));
+    client
+}
+
 #[test]
 fn a_session_and_how_its_client_ends_it() {
     let server = Server::echoing();
@@ -79,11 +86,7 @@ fn a_server_that_goes_away_in_a_login() {
         end.wire.send(&message::authentication(0, &[]));
     });
     let (proxy, before) = start(&Setup::new(&[server.address()]));
-    let mut client = Wire::connect(proxy.address());
-    client.send(&message::startup(
-        message::VERSION_3_0,
-        &[("user", "maria")],
-    ));
+    let mut client = ask(&proxy, &[("user", "maria")]);
     client.expect_error("FATAL", "08006");
     let lost = ("proxy_err_backend_disconnect", 1);
     before.wait_counted(&proxy, &[ACCEPTED, DIALED, lost]);
@@ -97,11 +100,7 @@ fn a_database_that_is_not_there_is_no_failure_to_authenticate() {
             .send(&message::error_response("FATAL", "3D000", text));
     });
     let (proxy, before) = start(&Setup::new(&[server.address()]));
-    let mut client = Wire::connect(proxy.address());
-    client.send(&message::startup(
-        message::VERSION_3_0,
-        &[("user", "maria"), ("database", "lost")],
-    ));
+    let mut client = ask(&proxy, &[("user", "maria"), ("database", "lost")]);
     client.expect_error("FATAL", "3D000");
     before.wait_counted(&proxy, &[ACCEPTED, DIALED]);
 }
@@ -112,11 +111,7 @@ fn credentials_that_are_refused() {
         config.auth(Auth::Password).user("maria", "secret")
     });
     let (proxy, before) = start(&Setup::new(&pods.addresses()));
-    let mut client = Wire::connect(proxy.address());
-    client.send(&message::startup(
-        message::VERSION_3_0,
-        &[("user", "maria"), ("database", "defaultdb")],
-    ));
+    let mut client = ask(&proxy, &[("user", "maria"), ("database", "defaultdb")]);
     client.expect(b'R');
     client.send(&message::password("guessed"));
     client.expect_error("FATAL", "28P01");
@@ -128,11 +123,7 @@ fn credentials_that_are_refused() {
 fn backends_that_are_not_there() {
     let refuse = |setup: &Setup, counted: &[(&str, i64)]| {
         let (proxy, before) = start(setup);
-        let mut client = Wire::connect(proxy.address());
-        client.send(&message::startup(
-            message::VERSION_3_0,
-            &[("user", "maria")],
-        ));
+        let mut client = ask(&proxy, &[("user", "maria")]);
         client.expect_error("FATAL", "08001");
         before.wait_counted(&proxy, counted);
     };
@@ -165,11 +156,7 @@ fn a_client_too_many() {
     let _client = proxy.login("maria");
     before.wait_counted(&proxy, &[ACCEPTED, OPENED, DIALED, SERVED]);
     let before = Scrape::of(&proxy);
-    let mut another = Wire::connect(proxy.address());
-    another.send(&message::startup(
-        message::VERSION_3_0,
-        &[("user", "maria")],
-    ));
+    let mut another = ask(&proxy, &[("user", "maria")]);
     another.expect_error("FATAL", "53300");
     before.wait_counted(&proxy, &[ACCEPTED, ("proxy_err_refused_conn", 1), SERVED]);
 }

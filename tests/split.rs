@@ -90,7 +90,7 @@ fn messages_of_64_mib_pass_both_ways_at_once() {
     const SERVERS_SEED: u8 = 100;
     let server = Server::start(|mut end| {
         end.welcome();
-        let mut sender = Wire::over(end.wire.stream().try_clone().unwrap());
+        let mut sender = Wire::over(end.wire.socket().try_clone().unwrap());
         let sending = thread::spawn(move || {
             sender.send(&message::frame(b'd', &pattern(SERVERS_SEED)));
             sender.send(&message::ready(b'I'));
@@ -105,7 +105,7 @@ fn messages_of_64_mib_pass_both_ways_at_once() {
     });
     let proxy = Setup::new(&[server.address()]).start();
     let mut client = proxy.login("maria");
-    let mut sender = Wire::over(client.stream().try_clone().unwrap());
+    let mut sender = Wire::over(client.socket().try_clone().unwrap());
     let sending = thread::spawn(move || {
         sender.send(&message::frame(b'd', &pattern(CLIENTS_SEED)));
     });

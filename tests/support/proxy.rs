@@ -220,7 +220,7 @@ impl Proxy {
 
     /// Waits until the proxy has noted a session that a client already has.
     pub(crate) fn wait_opened(&self, client: &Wire) {
-        let own = client.stream().local_addr().unwrap().to_string();
+        let own = client.socket().local_addr().unwrap().to_string();
         self.wait_log(0, |line| {
             line.is("session opened") && line.get("client") == own
         });

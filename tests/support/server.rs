@@ -77,7 +77,7 @@ impl ServerEnd {
         mut transfer: impl FnMut(&str) -> Vec<u8>,
         mut restore: impl FnMut() -> Vec<u8>,
     ) {
-        let address = self.wire.stream().local_addr().unwrap().to_string();
+        let address = self.wire.socket().local_addr().unwrap().to_string();
         while let Some(sql) = self.next_query() {
             let answer = if let Some(key) = transfer_key(&sql) {
                 transfer(key)

@@ -71,10 +71,6 @@ impl Wire<TcpStream> {
         wire
     }
 
-    pub(crate) fn stream(&self) -> &TcpStream {
-        &self.stream
-    }
-
     /// Waits until the other end has taken everything that was sent.
     pub(crate) fn wait_drained(&self) {
         let here = self.stream.local_addr().unwrap();

@@ -168,7 +168,7 @@ pub(crate) fn tls_connect(address: SocketAddr, client: &SslConnector) -> TlsWire
     let mut plain = Wire::connect(address);
     plain.send(&message::packet(message::SSL_REQUEST, &[]));
     assert_eq!(plain.receive_byte(), b'S');
-    let tcp = plain.stream().try_clone().unwrap();
+    let tcp = plain.socket().try_clone().unwrap();
     Wire::over(client.connect("localhost", tcp).expect("a handshake"))
 }
 

@@ -74,7 +74,7 @@ fn gssencrequest_then_sslrequest() {
     assert_eq!(client.receive_byte(), b'N');
     client.send(&ssl_request());
     assert_eq!(client.receive_byte(), b'S');
-    let tcp = client.stream().try_clone().unwrap();
+    let tcp = client.socket().try_clone().unwrap();
     let tls = careless_client(SslVersion::TLS1_3);
     let mut client = Wire::over(tls.connect("localhost", tcp).unwrap());
     client.start(&[("user", "maria")]);
