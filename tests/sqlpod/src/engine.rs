@@ -26,6 +26,9 @@ use crate::types;
 const LOCK_WAIT: Duration = Duration::from_secs(20);
 /// Longest pause between two looks at the lock.
 const LOCK_PAUSE: Duration = Duration::from_millis(5);
+/// Steps of SQLite's virtual machine between two looks whether to stop: some
+/// microseconds.
+const LOOK_STEPS: i32 = 1000;
 /// SQLite's page cache per session; there may be hundreds.
 const CACHE_KIB: i64 = 512;
 const META_TABLE: &str = "sqlpod_meta";
@@ -78,7 +81,9 @@ pub(crate) fn open_session(
         rusqlite::vtab::series::load_module(&db)?;
         add_functions(&db, pod, handle, state)?;
         db.authorizer(Some(authorize))?;
-        handle.set_interrupt(db.get_interrupt_handle());
+        // Not sqlite3_interrupt: one that comes between two statements is lost.
+        let looks = Arc::clone(handle);
+        db.progress_handler(LOOK_STEPS, Some(move || looks.interrupted().is_some()))?;
         Ok(db)
     };
     open().map_err(|error| translate_error(&error, handle, state))

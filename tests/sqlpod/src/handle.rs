@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
-use rusqlite::InterruptHandle;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::error::PgError;
@@ -26,7 +25,6 @@ struct State {
     running: bool,
     cancelled: bool,
     closing: bool,
-    interrupt: Option<InterruptHandle>,
 }
 
 impl Handle {
@@ -38,10 +36,6 @@ impl Handle {
             state: Mutex::default(),
             changed: Condvar::new(),
         }
-    }
-
-    pub(crate) fn set_interrupt(&self, interrupt: InterruptHandle) {
-        self.state.lock().interrupt = Some(interrupt);
     }
 
     /// From here to `finish` a cancel takes effect; an earlier one is void.
@@ -60,7 +54,7 @@ impl Handle {
         let mut state = self.state.lock();
         if state.running {
             state.cancelled = true;
-            self.interrupt(&state);
+            self.changed.notify_all();
         }
     }
 
@@ -68,16 +62,9 @@ impl Handle {
     pub(crate) fn close(&self, how: Shutdown) {
         let mut state = self.state.lock();
         state.closing = true;
-        self.interrupt(&state);
+        self.changed.notify_all();
         // An error means that the peer was faster.
         let _ = self.socket.shutdown(how);
-    }
-
-    fn interrupt(&self, state: &State) {
-        if let Some(interrupt) = &state.interrupt {
-            interrupt.interrupt();
-        }
-        self.changed.notify_all();
     }
 
     pub(crate) fn closing(&self) -> bool {
