@@ -178,7 +178,9 @@ pub(crate) fn pump(
             }
         }
         if received < total {
-            match peer.read(&mut buffer) {
+            // What follows is the caller's, and may be in the same record.
+            let wanted = buffer.len().min(total - received);
+            match peer.read(&mut buffer[..wanted]) {
                 Ok(count) => {
                     expects.check(received, &buffer[..count]);
                     assert!(count > 0, "ended after {received}");
