@@ -61,7 +61,9 @@ impl ReadDeadline {
     }
 
     /// Sets the deadline into the past: a blocked interruptible read returns
-    /// at once, and so does each that begins later, until [`Self::clear`].
+    /// at once, and so does each that begins later, until [`Self::clear`].  Data
+    /// that the last read left behind comes first: a reader of a full stream
+    /// learns from its own check, not from here, that it is to stop.
     pub fn expire(&self) {
         let mut expired = self.expired.lock();
         if !*expired {

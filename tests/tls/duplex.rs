@@ -67,6 +67,8 @@ fn read_pattern(
 #[test]
 fn carries_100_mib_each_way_at_once_while_suspended_again_and_again() {
     const TOTAL: usize = 100 * 1024 * 1024;
+    // Without a bound the reader gets on by luck only, for minutes at worst.
+    const SUSPENSIONS: usize = 20_000;
     for case in EVERY_LEG_AND_VERSION {
         let deadline = ReadDeadline::new().unwrap();
         let (stream, mut peer) = connect(case, &deadline, plain);
@@ -79,7 +81,7 @@ fn carries_100_mib_each_way_at_once_while_suspended_again_and_again() {
         let (resume, resumed) = sync_channel(0);
         let reader = in_thread(move || read_pattern(&stream, TOTAL, 1, &suspended, &resumed));
         let mut suspensions = 0;
-        loop {
+        while suspensions < SUSPENSIONS {
             deadline.expire();
             // An error means that the reader has all it wants.
             if has_suspended.recv().is_err() {
