@@ -16,12 +16,12 @@ use crate::cancel::{CancelKeys, CancelTarget, Cancellable};
 use crate::config::{Address, Config};
 use crate::connector::{Connected, Connector};
 use crate::error::{Error, Peer, SqlState};
-use crate::link::ServerLink;
 use crate::message::fatal_error;
 use crate::metrics::{Event, Level, Metrics};
 use crate::migration::{Migrator, SessionName};
 use crate::registry::{Place, Places, Registry};
-use crate::session::{Session, say_last};
+use crate::server_conn::ServerConn;
+use crate::session::{Session, send_final};
 use crate::socket::{ReadDeadline, Socket, Wait};
 use crate::startup::cancel_request;
 use crate::stream::Stream;
@@ -139,7 +139,7 @@ fn refuse(shared: &Shared, name: &SessionName, client: Option<&Stream>, error: &
             let sqlstate_text = sqlstate.0;
             log::info!(conn, client = address, user, sqlstate = sqlstate_text, reason; "connection refused");
             if let Some(client) = client {
-                say_last(client, &fatal_error(sqlstate, &text));
+                send_final(client, &fatal_error(sqlstate, &text));
             }
         }
         None => {
@@ -248,13 +248,13 @@ fn open(
                 "login refused by server"
             );
             // The client has the server's words; its end follows.
-            say_last(client.stream(), &[]);
+            send_final(client.stream(), &[]);
             return Ok(None);
         }
     };
     let (server, from_server) = server.into_parts();
     let (client, from_client) = client.into_parts();
-    let link = Arc::new(ServerLink {
+    let link = Arc::new(ServerConn {
         stream: server,
         assignment,
         key,

@@ -18,7 +18,7 @@ mod queue;
 use std::fmt;
 
 use crate::message::{BackendTag, FrontendTag, TransactionStatus};
-use queue::{End, Queue};
+use queue::{BatchEnd, Queue};
 
 /// Where a server resumes after an error of an extended-protocol message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -82,7 +82,7 @@ pub struct Exchange {
     copy_in: CopyIn,
     /// Requests forwarded into the open COPY that the server ignores, if it
     /// reads them before the COPY fails.
-    swallowed: u32,
+    ignored_syncs: u32,
     /// A COPY of any kind is under way; for [`Exchange::waiting_for`] only.
     copying: bool,
     /// `queue` may hold Syncs that will never be answered.
@@ -112,7 +112,7 @@ impl Exchange {
             done: 0,
             skipping: false,
             copy_in: CopyIn::None,
-            swallowed: 0,
+            ignored_syncs: 0,
             copying: false,
             doubtful: false,
             status: TransactionStatus::Idle,
@@ -143,19 +143,19 @@ impl Exchange {
             {
                 // PostgreSQL ignores a Sync here and closes the connection on
                 // a Query; CockroachDB fails the COPY and drops the Query.
-                self.swallowed = self.swallowed.saturating_add(1);
+                self.ignored_syncs = self.ignored_syncs.saturating_add(1);
             }
             FrontendTag::SYNC => {
                 self.skipping = false;
-                self.queue.push(End::Sync);
+                self.queue.push(BatchEnd::Sync);
             }
             FrontendTag::QUERY | FrontendTag::FUNCTION_CALL => {
                 if !self.skipping {
-                    self.queue.push(End::Query);
+                    self.queue.push(BatchEnd::Query);
                 } else if self.rule == SkipRule::Unknown {
                     self.skipping = false;
                     self.doubtful = true;
-                    self.queue.push(End::Sync);
+                    self.queue.push(BatchEnd::Sync);
                 }
             }
             FrontendTag::COPY_DONE | FrontendTag::COPY_FAIL => {
@@ -163,7 +163,7 @@ impl Exchange {
                     self.copy_in = CopyIn::Ended;
                 } else if !self.queue.is_empty() || self.done < self.queue.open {
                     // What runs, or will, may yet turn out to be a COPY.
-                    self.queue.push(End::Copy);
+                    self.queue.push(BatchEnd::Copy);
                 }
             }
             // Flush and Terminate owe nothing; an unknown type makes
@@ -194,11 +194,11 @@ impl Exchange {
                 self.ready();
             }
             BackendTag::COMMAND_COMPLETE => {
-                self.queue.let_go();
+                self.queue.drop_unanswerable_syncs();
                 self.copying = false;
                 if self.copy_in == CopyIn::Ended {
                     // The COPY read everything up to its end.
-                    self.swallowed = 0;
+                    self.ignored_syncs = 0;
                 }
                 self.copy_in = CopyIn::None;
                 self.complete();
@@ -210,21 +210,21 @@ impl Exchange {
             | BackendTag::NO_DATA
             | BackendTag::EMPTY_QUERY_RESPONSE
             | BackendTag::PORTAL_SUSPENDED => {
-                self.queue.let_go();
+                self.queue.drop_unanswerable_syncs();
                 self.complete();
             }
             BackendTag::ERROR_RESPONSE => self.error(),
             BackendTag::COPY_IN_RESPONSE => {
-                self.queue.let_go();
+                self.queue.drop_unanswerable_syncs();
                 self.copying = true;
                 self.begin_copy_in();
             }
             BackendTag::COPY_OUT_RESPONSE | BackendTag::COPY_BOTH_RESPONSE => {
-                self.queue.let_go();
+                self.queue.drop_unanswerable_syncs();
                 self.copying = true;
             }
             BackendTag::PARAMETER_DESCRIPTION | BackendTag::FUNCTION_CALL_RESPONSE => {
-                self.queue.let_go();
+                self.queue.drop_unanswerable_syncs();
             }
             _ => {}
         }
@@ -262,7 +262,10 @@ impl Exchange {
                 self.queue.open == 0
                     && !self.skipping
                     && self.copy_in != CopyIn::Open
-                    && self.queue.back().is_none_or(|last| last.end != End::Copy)
+                    && self
+                        .queue
+                        .back()
+                        .is_none_or(|last| last.end != BatchEnd::Copy)
             }
             _ => false,
         }
@@ -305,17 +308,17 @@ impl Exchange {
     fn ready(&mut self) {
         self.copying = false;
         self.copy_in = CopyIn::None;
-        let swallowed = std::mem::take(&mut self.swallowed);
+        let ignored_syncs = std::mem::take(&mut self.ignored_syncs);
         while let Some(front) = self.queue.front() {
             self.done = 0;
-            if front.end == End::Copy {
+            if front.end == BatchEnd::Copy {
                 self.queue.remove(0, front.times);
             } else {
                 self.queue.remove(0, 1);
                 break;
             }
         }
-        self.owe_swallowed(0, swallowed);
+        self.expect_ignored_syncs(0, ignored_syncs);
         self.pass_copy_ends();
         if self.queue.is_empty() {
             self.doubtful = false;
@@ -327,23 +330,25 @@ impl Exchange {
     fn error(&mut self) {
         if self.doubtful {
             // A Sync with nothing before it has nothing that could fail.
-            self.queue.let_go();
+            self.queue.drop_unanswerable_syncs();
         }
         self.copying = false;
         self.copy_in = CopyIn::None;
-        let swallowed = std::mem::take(&mut self.swallowed);
+        let ignored_syncs = std::mem::take(&mut self.ignored_syncs);
         match self.queue.front() {
-            Some(front) if self.done >= front.extended => self.owe_swallowed(1, swallowed),
+            Some(front) if self.done >= front.extended => {
+                self.expect_ignored_syncs(1, ignored_syncs)
+            }
             None if self.queue.open == 0 => {}
-            _ if swallowed == 0 => self.skip(),
+            _ if ignored_syncs == 0 => self.skip(),
             _ => {
-                // Assume that the first of the swallowed ends the skip, and
+                // Assume that the first of the ignored Syncs ends the skip, and
                 // that what was forwarded after the COPY is therefore run.
                 let answered = self.done.saturating_add(1);
                 self.done = 0;
                 let oldest = self.queue.first_extended_mut();
                 *oldest = oldest.saturating_sub(answered);
-                self.owe_swallowed(0, swallowed);
+                self.expect_ignored_syncs(0, ignored_syncs);
             }
         }
     }
@@ -353,10 +358,10 @@ impl Exchange {
         self.done = 0;
         while let Some(front) = self.queue.front() {
             match front.end {
-                End::Copy => {}
-                End::Query if self.rule == SkipRule::ToSync => {}
-                End::Query | End::Sync => {
-                    self.doubtful |= front.end == End::Query;
+                BatchEnd::Copy => {}
+                BatchEnd::Query if self.rule == SkipRule::ToSync => {}
+                BatchEnd::Query | BatchEnd::Sync => {
+                    self.doubtful |= front.end == BatchEnd::Query;
                     self.queue.remove(0, 1);
                     self.queue.insert_syncs(0, 1);
                     return;
@@ -368,12 +373,12 @@ impl Exchange {
         self.skipping = true;
     }
 
-    /// The COPY that `swallowed` requests were sent into has failed: each may
+    /// The COPY that `ignored_syncs` requests were sent into has failed: each may
     /// be answered after all. They stand at `index` of the queue.
-    fn owe_swallowed(&mut self, index: usize, swallowed: u32) {
-        if swallowed > 0 {
+    fn expect_ignored_syncs(&mut self, index: usize, ignored_syncs: u32) {
+        if ignored_syncs > 0 {
             self.doubtful = true;
-            self.queue.insert_syncs(index, swallowed);
+            self.queue.insert_syncs(index, ignored_syncs);
         }
     }
 
@@ -386,7 +391,7 @@ impl Exchange {
         };
         if self.done < front.extended {
             self.begin_extended_copy_in();
-        } else if front.end == End::Query && front.times == 1 {
+        } else if front.end == BatchEnd::Query && front.times == 1 {
             self.begin_simple_copy_in();
         }
     }
@@ -399,16 +404,16 @@ impl Exchange {
                 return;
             }
             match front.end {
-                End::Sync => {
-                    self.swallowed = self.swallowed.saturating_add(1);
+                BatchEnd::Sync => {
+                    self.ignored_syncs = self.ignored_syncs.saturating_add(1);
                     self.queue.drop_first_end();
                 }
-                End::Copy => {
+                BatchEnd::Copy => {
                     self.copy_in = CopyIn::Ended;
                     self.queue.drop_first_end();
                     return;
                 }
-                End::Query => return,
+                BatchEnd::Query => return,
             }
         }
     }
@@ -417,11 +422,11 @@ impl Exchange {
     fn begin_simple_copy_in(&mut self) {
         while let Some(next) = self.queue.get(1) {
             match next.end {
-                End::Sync if next.extended == 0 => {
-                    self.swallowed = self.swallowed.saturating_add(next.times);
+                BatchEnd::Sync if next.extended == 0 => {
+                    self.ignored_syncs = self.ignored_syncs.saturating_add(next.times);
                     self.queue.remove(1, next.times);
                 }
-                End::Copy if next.extended == 0 => {
+                BatchEnd::Copy if next.extended == 0 => {
                     self.copy_in = CopyIn::Ended;
                     self.queue.remove(1, 1);
                     return;
@@ -435,7 +440,7 @@ impl Exchange {
     /// ended a COPY, the CopyInResponse would have claimed it.
     fn pass_copy_ends(&mut self) {
         while let Some(front) = self.queue.front() {
-            if front.end != End::Copy || self.done < front.extended {
+            if front.end != BatchEnd::Copy || self.done < front.extended {
                 return;
             }
             if front.extended == 0 {

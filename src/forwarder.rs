@@ -2,11 +2,11 @@
 //! owns the connections at this moment.
 //!
 //! The two processors ask here before they forward and report after they have
-//! written.  So one lock covers what was asked, what is owed, where both
+//! written.  So one lock covers what was asked, what the server still has to answer, where both
 //! directions stand, and whether the session is open, suspended or closed: the
 //! check for the safe transfer point and the suspension are one step.
 //!
-//! Nothing here does I/O or knows of sockets; `L` is the pair of connections
+//! Nothing here does I/O or knows of sockets; `S` is the pair of connections
 //! that a transfer swaps, `T` the order to transfer (see [`Ticket`]).  The only
 //! outside effect is [`Interrupt`], the read deadline.
 //!
@@ -57,9 +57,9 @@ enum Order<T> {
 }
 
 /// A session has reached its safe transfer point and is suspended.
-pub struct Ready<L: Send + Sync + 'static, T: Ticket + 'static> {
+pub struct Ready<S: Send + Sync + 'static, T: Ticket + 'static> {
     /// Keeps the session suspended; owns its connections once parked.
-    pub suspension: Suspension<L, T>,
+    pub suspension: Suspension<S, T>,
     /// The order that is to be carried out.
     pub ticket: T,
     /// The leave to work on it.
@@ -71,9 +71,9 @@ pub struct Ready<L: Send + Sync + 'static, T: Ticket + 'static> {
 }
 
 /// What became of an order at once.
-pub struct Ordered<L: Send + Sync + 'static, T: Ticket + 'static> {
+pub struct Ordered<S: Send + Sync + 'static, T: Ticket + 'static> {
     /// The session stood at a safe point: carry the order out.
-    pub ready: Option<Ready<L, T>>,
+    pub ready: Option<Ready<S, T>>,
     /// The earlier order that still waited.
     pub replaced: Option<T>,
 }
@@ -101,7 +101,7 @@ enum Phase {
     /// It has stopped; its buffer and its connection are the suspension's.
     Parked,
     /// Its thread has ended.
-    Gone,
+    Exited,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,10 +131,10 @@ pub struct Resumed {
     pub to_client: Vec<u8>,
     /// An answer to the proxy's own query is still to come and has to be
     /// swallowed, up to its ReadyForQuery.
-    pub owed: bool,
+    pub late_response: bool,
 }
 
-struct State<L, T> {
+struct State<S, T> {
     gate: Gate,
     exchange: Exchange,
     request: Phase,
@@ -145,18 +145,18 @@ struct State<L, T> {
     /// The request processor waits for the server's answers before it lets its
     /// next batch go.
     holding_batch: bool,
-    /// See [`Resumed::owed`].
-    owed: bool,
+    /// See [`Resumed::late_response`].
+    late_response: bool,
     /// A Terminate was let go: the server ends the connection, and what the
     /// proxy would ask it comes too late.
-    leaving: bool,
-    link: Arc<L>,
+    terminate_sent: bool,
+    server: Arc<S>,
     resumed: Resumed,
 }
 
 /// One session's handshake; shared by its two processors and its transfer.
-pub struct Forwarder<L, T> {
-    state: Mutex<State<L, T>>,
+pub struct Forwarder<S, T> {
+    state: Mutex<State<S, T>>,
     changed: Condvar,
     interrupt: Arc<dyn Interrupt>,
 }
@@ -185,7 +185,7 @@ pub struct Closed;
 
 /// What the response processor may do with the frames it has fed.
 #[derive(Debug)]
-pub enum Admitted {
+pub enum ResponseAdmission {
     /// Write them.
     Forward,
     /// The session was suspended meanwhile; nothing was fed.  The buffer has
@@ -201,9 +201,9 @@ pub enum Obstacle {
     /// Its answers do not get out.
     ClientNotReading,
     /// The client has said Terminate.
-    ClientLeaving,
+    TerminateSent,
     /// The server still owes the answer to an earlier transfer's state query.
-    OwedAnswer,
+    LateResponse,
     /// A message has been forwarded in part.
     PartialMessage,
 }
@@ -213,20 +213,20 @@ impl std::fmt::Display for Obstacle {
         match self {
             Self::Waiting(what) => what.fmt(f),
             Self::ClientNotReading => f.write_str("client not reading"),
-            Self::ClientLeaving => f.write_str("client leaving"),
-            Self::OwedAnswer => f.write_str("late answer of an earlier transfer"),
+            Self::TerminateSent => f.write_str("client leaving"),
+            Self::LateResponse => f.write_str("late answer of an earlier transfer"),
             Self::PartialMessage => f.write_str("unfinished message"),
         }
     }
 }
 
-impl<L, T: Ticket> State<L, T> {
+impl<S, T: Ticket> State<S, T> {
     fn is_safe(&self) -> bool {
         self.gate == Gate::Open
             && self.request == Phase::Between
             && self.response == Phase::Between
-            && !self.owed
-            && !self.leaving
+            && !self.late_response
+            && !self.terminate_sent
             && self.exchange.is_safe()
     }
 
@@ -253,10 +253,10 @@ impl<L, T: Ticket> State<L, T> {
     }
 }
 
-impl<L: Send + Sync + 'static, T: Ticket + 'static> Forwarder<L, T> {
-    /// A session after its login: idle, nothing owed, its processors not begun.
+impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
+    /// A session after its login: idle, all answered, its processors not begun.
     #[must_use]
-    pub fn new(exchange: Exchange, link: Arc<L>, interrupt: Arc<dyn Interrupt>) -> Arc<Self> {
+    pub fn new(exchange: Exchange, server: Arc<S>, interrupt: Arc<dyn Interrupt>) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::new(State {
                 gate: Gate::Open,
@@ -266,9 +266,9 @@ impl<L: Send + Sync + 'static, T: Ticket + 'static> Forwarder<L, T> {
                 responses_written: 0,
                 order: None,
                 holding_batch: false,
-                owed: false,
-                leaving: false,
-                link,
+                late_response: false,
+                terminate_sent: false,
+                server,
                 resumed: Resumed::default(),
             }),
             changed: Condvar::new(),
@@ -282,7 +282,7 @@ impl<L: Send + Sync + 'static, T: Ticket + 'static> Forwarder<L, T> {
     /// forwarded: those of all frames, or those before a batch that is held
     /// back.  Waits while the session is suspended or the first batch is held.
     ///
-    /// `link` is brought up to date.
+    /// `server` is brought up to date.
     ///
     /// # Errors
     /// [`Closed`]: nothing may be forwarded any more.
@@ -290,7 +290,7 @@ impl<L: Send + Sync + 'static, T: Ticket + 'static> Forwarder<L, T> {
         self: &Arc<Self>,
         frames: &[RequestFrame],
         bytes: usize,
-        link: &mut Arc<L>,
+        server: &mut Arc<S>,
     ) -> Result<usize, Closed> {
         let mut state = self.state.lock();
         // Since the session was last let go: an order holds a batch up once.
@@ -300,7 +300,7 @@ impl<L: Send + Sync + 'static, T: Ticket + 'static> Forwarder<L, T> {
             state = self.park_while_suspended(state, Direction::Request)?;
             let admitted = Self::feed_requests(&mut state, frames, bytes, held);
             if admitted > 0 {
-                return Ok(Self::let_go(&mut state, link, admitted));
+                return Ok(Self::begin_write(&mut state, server, admitted));
             }
             held = true;
             state.holding_batch = true;
@@ -312,21 +312,21 @@ impl<L: Send + Sync + 'static, T: Ticket + 'static> Forwarder<L, T> {
             let stuck = state.response == Phase::Writing && state.responses_written == written;
             if waited.timed_out() && stuck {
                 let admitted = Self::feed_one(&mut state, frames, bytes);
-                return Ok(Self::let_go(&mut state, link, admitted));
+                return Ok(Self::begin_write(&mut state, server, admitted));
             }
         }
     }
 
-    fn let_go(state: &mut State<L, T>, link: &mut Arc<L>, admitted: usize) -> usize {
-        if !Arc::ptr_eq(link, &state.link) {
-            *link = Arc::clone(&state.link);
+    fn begin_write(state: &mut State<S, T>, server: &mut Arc<S>, admitted: usize) -> usize {
+        if !Arc::ptr_eq(server, &state.server) {
+            *server = Arc::clone(&state.server);
         }
         state.request = Phase::Writing;
         admitted
     }
 
     /// Feeds the batch that was held back, up to where the next may be held.
-    fn feed_one(state: &mut State<L, T>, frames: &[RequestFrame], bytes: usize) -> usize {
+    fn feed_one(state: &mut State<S, T>, frames: &[RequestFrame], bytes: usize) -> usize {
         let Some((first, rest)) = frames.split_first() else {
             return bytes;
         };
@@ -335,7 +335,7 @@ impl<L: Send + Sync + 'static, T: Ticket + 'static> Forwarder<L, T> {
     }
 
     fn feed_requests(
-        state: &mut State<L, T>,
+        state: &mut State<S, T>,
         frames: &[RequestFrame],
         bytes: usize,
         held: bool,
@@ -345,7 +345,7 @@ impl<L: Send + Sync + 'static, T: Ticket + 'static> Forwarder<L, T> {
                 return frame.start;
             }
             state.exchange.request(frame.tag);
-            state.leaving |= frame.tag == FrontendTag::TERMINATE;
+            state.terminate_sent |= frame.tag == FrontendTag::TERMINATE;
         }
         bytes
     }
@@ -360,8 +360,8 @@ impl<L: Send + Sync + 'static, T: Ticket + 'static> Forwarder<L, T> {
         self: &Arc<Self>,
         frames: &[ResponseFrame],
         buffer: &mut Vec<u8>,
-        link: &mut Arc<L>,
-    ) -> Result<Admitted, Closed> {
+        server: &mut Arc<S>,
+    ) -> Result<ResponseAdmission, Closed> {
         let mut state = self.state.lock();
         if state.gate == Gate::Open {
             for frame in frames {
@@ -373,10 +373,10 @@ impl<L: Send + Sync + 'static, T: Ticket + 'static> Forwarder<L, T> {
             if state.holding_batch && !state.exchange.is_safe() {
                 self.changed.notify_all();
             }
-            return Ok(Admitted::Forward);
+            return Ok(ResponseAdmission::Forward);
         }
-        self.park_response_locked(state, buffer, link)
-            .map(Admitted::Resumed)
+        self.park_response_locked(state, buffer, server)
+            .map(ResponseAdmission::Resumed)
     }
 
     /// Parks the response processor, whose read was interrupted, for as long as
@@ -387,24 +387,24 @@ impl<L: Send + Sync + 'static, T: Ticket + 'static> Forwarder<L, T> {
     pub fn park_response(
         self: &Arc<Self>,
         buffer: &mut Vec<u8>,
-        link: &mut Arc<L>,
+        server: &mut Arc<S>,
     ) -> Result<Option<Resumed>, Closed> {
         let state = self.state.lock();
         if state.gate == Gate::Open {
             return Ok(None);
         }
-        self.park_response_locked(state, buffer, link).map(Some)
+        self.park_response_locked(state, buffer, server).map(Some)
     }
 
     fn park_response_locked(
         &self,
-        mut state: MutexGuard<'_, State<L, T>>,
+        mut state: MutexGuard<'_, State<S, T>>,
         buffer: &mut Vec<u8>,
-        link: &mut Arc<L>,
+        server: &mut Arc<S>,
     ) -> Result<Resumed, Closed> {
         state.resumed.leftover = std::mem::take(buffer);
         let mut state = self.park_while_suspended(state, Direction::Response)?;
-        *link = Arc::clone(&state.link);
+        *server = Arc::clone(&state.server);
         state.response = Phase::Writing;
         Ok(std::mem::take(&mut state.resumed))
     }
@@ -416,7 +416,7 @@ impl<L: Send + Sync + 'static, T: Ticket + 'static> Forwarder<L, T> {
     ///
     /// # Errors
     /// [`Closed`].
-    pub fn park_request(self: &Arc<Self>) -> Result<Option<Ready<L, T>>, Closed> {
+    pub fn park_request(self: &Arc<Self>) -> Result<Option<Ready<S, T>>, Closed> {
         let state = self.state.lock();
         let state = self.park_while_suspended(state, Direction::Request)?;
         Ok(self.take_ready(state))
@@ -424,9 +424,9 @@ impl<L: Send + Sync + 'static, T: Ticket + 'static> Forwarder<L, T> {
 
     fn park_while_suspended<'a>(
         &'a self,
-        mut state: MutexGuard<'a, State<L, T>>,
+        mut state: MutexGuard<'a, State<S, T>>,
         direction: Direction,
-    ) -> Result<MutexGuard<'a, State<L, T>>, Closed> {
+    ) -> Result<MutexGuard<'a, State<S, T>>, Closed> {
         let mut parked = false;
         loop {
             match state.gate {
@@ -454,7 +454,7 @@ impl<L: Send + Sync + 'static, T: Ticket + 'static> Forwarder<L, T> {
     /// point that an order waits for, the session is suspended in this same
     /// step and the order is the caller's to carry out.
     #[must_use]
-    pub fn written(self: &Arc<Self>, direction: Direction, inside: bool) -> Option<Ready<L, T>> {
+    pub fn written(self: &Arc<Self>, direction: Direction, inside: bool) -> Option<Ready<S, T>> {
         let mut state = self.state.lock();
         *state.phase(direction) = if inside {
             Phase::Inside
@@ -468,15 +468,15 @@ impl<L: Send + Sync + 'static, T: Ticket + 'static> Forwarder<L, T> {
         self.take_ready(state)
     }
 
-    /// The response processor has swallowed the answer that was owed.
-    pub fn swallowed(&self) {
-        self.state.lock().owed = false;
+    /// The response processor has discarded the late answer.
+    pub fn late_response_discarded(&self) {
+        self.state.lock().late_response = false;
     }
 
     /// A processor's thread ends.
-    pub fn gone(&self, direction: Direction) {
+    pub fn exited(&self, direction: Direction) {
         let mut state = self.state.lock();
-        *state.phase(direction) = Phase::Gone;
+        *state.phase(direction) = Phase::Exited;
         self.changed.notify_all();
     }
 
@@ -486,7 +486,7 @@ impl<L: Send + Sync + 'static, T: Ticket + 'static> Forwarder<L, T> {
     ///
     /// # Errors
     /// Gives the ticket back where the session ends or is about to.
-    pub fn order_move(self: &Arc<Self>, ticket: T, since: Instant) -> Result<Ordered<L, T>, T> {
+    pub fn order_move(self: &Arc<Self>, ticket: T, since: Instant) -> Result<Ordered<S, T>, T> {
         let mut state = self.state.lock();
         if matches!(
             (state.gate, &state.order),
@@ -507,7 +507,7 @@ impl<L: Send + Sync + 'static, T: Ticket + 'static> Forwarder<L, T> {
     /// Looks again whether a waiting order can start: a worker is free, or the
     /// session has been resumed, perhaps before its processors had stopped.
     #[must_use]
-    pub fn look_again(self: &Arc<Self>) -> Option<Ready<L, T>> {
+    pub fn retry_order(self: &Arc<Self>) -> Option<Ready<S, T>> {
         self.take_ready(self.state.lock())
     }
 
@@ -586,26 +586,26 @@ impl<L: Send + Sync + 'static, T: Ticket + 'static> Forwarder<L, T> {
     /// Waits until the processor of `direction` has ended, or until `deadline`;
     /// tells which.
     #[must_use]
-    pub fn wait_gone(&self, direction: Direction, deadline: Instant) -> bool {
+    pub fn wait_exited(&self, direction: Direction, deadline: Instant) -> bool {
         let mut state = self.state.lock();
         loop {
-            if *state.phase(direction) == Phase::Gone {
+            if *state.phase(direction) == Phase::Exited {
                 return true;
             }
             if self.changed.wait_until(&mut state, deadline).timed_out() {
-                return *state.phase(direction) == Phase::Gone;
+                return *state.phase(direction) == Phase::Exited;
             }
         }
     }
 
     /// The connections the session uses now.
     #[must_use]
-    pub fn link(&self) -> Arc<L> {
-        Arc::clone(&self.state.lock().link)
+    pub fn server(&self) -> Arc<S> {
+        Arc::clone(&self.state.lock().server)
     }
 
     /// The one place where a session is suspended, or ended by order.
-    fn take_ready(self: &Arc<Self>, mut state: MutexGuard<'_, State<L, T>>) -> Option<Ready<L, T>> {
+    fn take_ready(self: &Arc<Self>, mut state: MutexGuard<'_, State<S, T>>) -> Option<Ready<S, T>> {
         if state.order.is_none() || !state.is_safe() {
             return None;
         }
@@ -643,19 +643,19 @@ impl<L: Send + Sync + 'static, T: Ticket + 'static> Forwarder<L, T> {
         }
     }
 
-    /// Opens the gate, on `link` where one is given; returns the connections
+    /// Opens the gate, on `server` where one is given; returns the connections
     /// that are not used (any more).
-    fn resume(&self, link: Option<Arc<L>>, mut resumed: Resumed) -> Result<Arc<L>, Arc<L>> {
+    fn resume(&self, server: Option<Arc<S>>, mut resumed: Resumed) -> Result<Arc<S>, Arc<S>> {
         // First the mark, then the gate: in the other order a processor could
         // read, be interrupted by the stale mark and park for nobody.
         let mut state = self.state.lock();
-        let link = link.unwrap_or_else(|| Arc::clone(&state.link));
+        let server = server.unwrap_or_else(|| Arc::clone(&state.server));
         if state.gate != Gate::Suspended {
-            return Err(link);
+            return Err(server);
         }
         self.interrupt.clear();
-        let old = std::mem::replace(&mut state.link, link);
-        state.owed = resumed.owed;
+        let old = std::mem::replace(&mut state.server, server);
+        state.late_response = resumed.late_response;
         // What nobody took: the response processor may have stopped too late.
         resumed.leftover.append(&mut state.resumed.leftover);
         state.resumed = resumed;
@@ -666,7 +666,7 @@ impl<L: Send + Sync + 'static, T: Ticket + 'static> Forwarder<L, T> {
     }
 }
 
-impl<L, T: Ticket> State<L, T> {
+impl<S, T: Ticket> State<S, T> {
     fn obstacle(&self, last_written: u64) -> Option<Obstacle> {
         if self.response == Phase::Writing && self.responses_written == last_written {
             return Some(Obstacle::ClientNotReading);
@@ -674,11 +674,11 @@ impl<L, T: Ticket> State<L, T> {
         if let Some(waiting) = self.exchange.waiting_for() {
             return Some(Obstacle::Waiting(waiting));
         }
-        if self.leaving {
-            return Some(Obstacle::ClientLeaving);
+        if self.terminate_sent {
+            return Some(Obstacle::TerminateSent);
         }
-        if self.owed {
-            return Some(Obstacle::OwedAnswer);
+        if self.late_response {
+            return Some(Obstacle::LateResponse);
         }
         let begun = |phase| matches!(phase, Phase::Inside | Phase::Writing | Phase::Starting);
         (begun(self.request) || begun(self.response)).then_some(Obstacle::PartialMessage)
@@ -696,14 +696,14 @@ pub enum NotParked {
 
 /// Keeps a session suspended.  Dropped, it lets the session go on where it was.
 ///
-/// Whoever resumes looks again ([`Forwarder::look_again`]): an order that came
+/// Whoever resumes looks again ([`Forwarder::retry_order`]): an order that came
 /// meanwhile has been looked at by nobody where the processors never stopped.
-pub struct Suspension<L: Send + Sync + 'static, T: Ticket + 'static> {
-    forwarder: Arc<Forwarder<L, T>>,
+pub struct Suspension<S: Send + Sync + 'static, T: Ticket + 'static> {
+    forwarder: Arc<Forwarder<S, T>>,
     resumed: bool,
 }
 
-impl<L: Send + Sync + 'static, T: Ticket + 'static> Suspension<L, T> {
+impl<S: Send + Sync + 'static, T: Ticket + 'static> Suspension<S, T> {
     /// Waits until both processors stand between two messages and have let go
     /// of their connections.
     ///
@@ -732,8 +732,8 @@ impl<L: Send + Sync + 'static, T: Ticket + 'static> Suspension<L, T> {
 
     /// The connections of the session.
     #[must_use]
-    pub fn link(&self) -> Arc<L> {
-        self.forwarder.link()
+    pub fn server(&self) -> Arc<S> {
+        self.forwarder.server()
     }
 
     /// Bytes of the server that the response processor had read but not
@@ -755,14 +755,14 @@ impl<L: Send + Sync + 'static, T: Ticket + 'static> Suspension<L, T> {
     /// Returns the old ones.
     ///
     /// # Errors
-    /// The session ended meanwhile; nothing was swapped, and `link` is returned.
-    pub fn resume_moved(mut self, link: Arc<L>, resumed: Resumed) -> Result<Arc<L>, Arc<L>> {
+    /// The session ended meanwhile; nothing was swapped, and `server` is returned.
+    pub fn resume_moved(mut self, server: Arc<S>, resumed: Resumed) -> Result<Arc<S>, Arc<S>> {
         self.resumed = true;
-        self.forwarder.resume(Some(link), resumed)
+        self.forwarder.resume(Some(server), resumed)
     }
 }
 
-impl<L: Send + Sync + 'static, T: Ticket + 'static> Drop for Suspension<L, T> {
+impl<S: Send + Sync + 'static, T: Ticket + 'static> Drop for Suspension<S, T> {
     fn drop(&mut self) {
         if !self.resumed {
             let _ = self.forwarder.resume(None, Resumed::default());

@@ -18,12 +18,13 @@ use parking_lot::Mutex;
 
 use crate::error::{Error, Peer};
 use crate::forwarder::{
-    Admitted, Closed, Direction, Forwarder, Ready, RequestFrame, ResponseFrame, Resumed, Ticket,
+    Closed, Direction, Forwarder, Ready, RequestFrame, ResponseAdmission, ResponseFrame, Resumed,
+    Ticket,
 };
 use crate::frame::{HEADER_BYTES, Header, Scanned, Scanner, Verdict};
-use crate::link::Link;
 use crate::message::{BackendTag, ErrorFields, FrontendTag, TransactionStatus, parameter_status};
 use crate::parameters::Parameters;
+use crate::server_conn::ServerConn;
 use crate::socket::{Received, Wait};
 use crate::stream::Stream;
 
@@ -43,7 +44,7 @@ const REPORT_LIMIT: usize = 8 * 1024;
 
 /// How a direction ended.
 #[derive(Debug)]
-pub enum End {
+pub enum ProcessorExit {
     /// The client's stream came to its end between two messages; `terminated`
     /// tells whether it had said Terminate.
     ClientLeft {
@@ -60,30 +61,42 @@ pub enum End {
 
 /// How the client's stream is left when the responses end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Left {
+pub enum StreamPosition {
     /// Between two messages: the client can be told why the session ends.
-    Between,
+    BetweenMessages,
     /// The same, and the last message was the server's FATAL: the client knows.
-    Told,
+    AfterFatal,
     /// Within a message, or nobody knows where.
-    Inside,
+    InsideMessage,
+}
+
+/// The server's side of a session, as the processors need it.
+pub trait ServerStream: Send + Sync + 'static {
+    /// The connection to the SQL node.
+    fn stream(&self) -> &Stream;
+}
+
+impl ServerStream for ServerConn {
+    fn stream(&self) -> &Stream {
+        &self.stream
+    }
 }
 
 /// What both loops work with.
-pub struct Context<L: Link, T: Ticket + 'static> {
+pub struct Context<S: ServerStream, T: Ticket + 'static> {
     /// The client's stream, the same for the session's whole life.
     pub client: Arc<Stream>,
     /// The session's handshake.
-    pub forwarder: Arc<Forwarder<L, T>>,
+    pub forwarder: Arc<Forwarder<S, T>>,
     /// What the client has been told of the server's parameters.
     pub parameters: Arc<Mutex<Parameters>>,
     /// The client has said Terminate: the server's end that follows is its doing.
     pub terminated: Arc<AtomicBool>,
     /// Carries out an order that a processor found ready; must not block.
-    pub start_transfer: Arc<dyn Fn(Ready<L, T>) + Send + Sync>,
+    pub start_transfer: Arc<dyn Fn(Ready<S, T>) + Send + Sync>,
 }
 
-impl<L: Link, T: Ticket + 'static> Context<L, T> {
+impl<S: ServerStream, T: Ticket + 'static> Context<S, T> {
     fn written(&self, direction: Direction, inside: bool) {
         if let Some(ready) = self.forwarder.written(direction, inside) {
             (self.start_transfer)(ready);
@@ -182,23 +195,23 @@ impl Reader {
 
 /// Forwards the client's messages until a side ends.  `leftover`: what the
 /// client sent behind its login.
-pub fn run_requests<L: Link, T: Ticket + 'static>(
-    context: &Context<L, T>,
+pub fn run_requests<S: ServerStream, T: Ticket + 'static>(
+    context: &Context<S, T>,
     leftover: Vec<u8>,
-) -> End {
+) -> ProcessorExit {
     match requests(context, leftover) {
         Ok(end) | Err(end) => end,
     }
 }
 
-fn requests<L: Link, T: Ticket + 'static>(
-    context: &Context<L, T>,
+fn requests<S: ServerStream, T: Ticket + 'static>(
+    context: &Context<S, T>,
     leftover: Vec<u8>,
-) -> Result<End, End> {
+) -> Result<ProcessorExit, ProcessorExit> {
     const READING: &str = "reading requests";
     const FORWARDING: &str = "forwarding requests";
     let forwarder = &context.forwarder;
-    let mut link = forwarder.link();
+    let mut server = forwarder.server();
     let mut reader = Reader::new(leftover);
     let mut scanner = Scanner::default();
     let mut frames = Vec::new();
@@ -209,28 +222,28 @@ fn requests<L: Link, T: Ticket + 'static>(
     context.written(Direction::Request, false);
     loop {
         if !unscanned {
-            let received = reader.read(&context.client, link.server(), inside);
+            let received = reader.read(&context.client, server.stream(), inside);
             match received.map_err(|source| read_failed(context, Peer::Client, READING, source))? {
                 Received::Bytes(_) | Received::Idle => {}
                 Received::DeadlinePast => {
                     let ready = forwarder.park_request()?;
                     // Not only with the next request: until then the old server's
                     // socket and its place on the backend would be kept.
-                    link = forwarder.link();
+                    server = forwarder.server();
                     if let Some(ready) = ready {
                         (context.start_transfer)(ready);
                     }
                     continue;
                 }
                 Received::Eof if inside || !reader.buffer.bytes.is_empty() => {
-                    return Err(End::Failed(Error::Closed {
+                    return Err(ProcessorExit::Failed(Error::Closed {
                         peer: Peer::Client,
                         operation: "in the middle of a message",
                     }));
                 }
                 Received::Eof => {
                     let terminated = context.terminated.load(Ordering::Relaxed);
-                    return Ok(End::ClientLeft { terminated });
+                    return Ok(ProcessorExit::ClientLeft { terminated });
                 }
             }
         }
@@ -240,7 +253,7 @@ fn requests<L: Link, T: Ticket + 'static>(
             note_request(&mut frames, frame)
         });
         let bytes = scanned.map_err(|source| {
-            End::Failed(Error::Malformed {
+            ProcessorExit::Failed(Error::Malformed {
                 peer: Peer::Client,
                 operation: READING,
                 source,
@@ -249,7 +262,7 @@ fn requests<L: Link, T: Ticket + 'static>(
         if bytes == 0 {
             continue;
         }
-        let admitted = forwarder.admit_request(&frames, bytes, &mut link)?;
+        let admitted = forwarder.admit_request(&frames, bytes, &mut server)?;
         if admitted < bytes {
             // Cut before a batch that is held back: it is scanned again.
             scanner.restart();
@@ -260,7 +273,8 @@ fn requests<L: Link, T: Ticket + 'static>(
         {
             context.terminated.store(true, Ordering::Relaxed);
         }
-        link.server()
+        server
+            .stream()
             .write_all(reader.buffer.first(admitted), None)
             .map_err(|source| failed(Peer::Server, FORWARDING, source))?;
         reader.buffer.consume(admitted);
@@ -290,25 +304,25 @@ fn note_request(frames: &mut Vec<RequestFrame>, frame: Scanned<'_>) -> Verdict {
 /// server sent behind its login.
 ///
 /// Also tells how the client's stream is left.
-pub fn run_responses<L: Link, T: Ticket + 'static>(
-    context: &Context<L, T>,
+pub fn run_responses<S: ServerStream, T: Ticket + 'static>(
+    context: &Context<S, T>,
     leftover: Vec<u8>,
-) -> (End, Left) {
-    let mut left = Left::Between;
+) -> (ProcessorExit, StreamPosition) {
+    let mut left = StreamPosition::BetweenMessages;
     match responses(context, leftover, &mut left) {
         Ok(end) | Err(end) => (end, left),
     }
 }
 
-fn responses<L: Link, T: Ticket + 'static>(
-    context: &Context<L, T>,
+fn responses<S: ServerStream, T: Ticket + 'static>(
+    context: &Context<S, T>,
     leftover: Vec<u8>,
-    left: &mut Left,
-) -> Result<End, End> {
+    left: &mut StreamPosition,
+) -> Result<ProcessorExit, ProcessorExit> {
     const READING: &str = "reading answers";
     const FORWARDING: &str = "forwarding answers";
     let forwarder = &context.forwarder;
-    let mut link = forwarder.link();
+    let mut server = forwarder.server();
     let mut reader = Reader::new(leftover);
     let mut scanner = Scanner::default();
     let mut frames = Vec::new();
@@ -318,36 +332,36 @@ fn responses<L: Link, T: Ticket + 'static>(
     loop {
         let mut resumed = None;
         if !unscanned {
-            let received = reader.read(link.server(), &context.client, scanner.is_inside());
+            let received = reader.read(server.stream(), &context.client, scanner.is_inside());
             match received.map_err(|source| read_failed(context, Peer::Server, READING, source))? {
                 Received::Bytes(_) | Received::Idle => {}
                 Received::DeadlinePast => {
-                    match forwarder.park_response(&mut reader.buffer.bytes, &mut link)? {
+                    match forwarder.park_response(&mut reader.buffer.bytes, &mut server)? {
                         None => continue,
                         some => resumed = some,
                     }
                 }
                 Received::Eof if scanner.is_inside() || !reader.buffer.bytes.is_empty() => {
-                    return Err(End::Failed(Error::Closed {
+                    return Err(ProcessorExit::Failed(Error::Closed {
                         peer: Peer::Server,
                         operation: "in the middle of an answer",
                     }));
                 }
                 Received::Eof if context.terminated.load(Ordering::Relaxed) => {
-                    return Ok(End::ClientLeft { terminated: true });
+                    return Ok(ProcessorExit::ClientLeft { terminated: true });
                 }
-                Received::Eof => return Ok(End::ServerLeft),
+                Received::Eof => return Ok(ProcessorExit::ServerLeft),
             }
         }
         unscanned = false;
         if resumed.is_none() {
             frames.clear();
             let scanned = scanner.scan(&reader.buffer.bytes, |frame| {
-                told = is_farewell(&frame);
+                told = is_fatal_error(&frame);
                 note_response(&mut frames, frame, &context.parameters)
             });
             let bytes = scanned.map_err(|source| {
-                End::Failed(Error::Malformed {
+                ProcessorExit::Failed(Error::Malformed {
                     peer: Peer::Server,
                     operation: READING,
                     source,
@@ -356,22 +370,22 @@ fn responses<L: Link, T: Ticket + 'static>(
             if bytes == 0 {
                 continue;
             }
-            match forwarder.admit_response(&frames, &mut reader.buffer.bytes, &mut link)? {
-                Admitted::Forward => {
-                    *left = Left::Inside;
+            match forwarder.admit_response(&frames, &mut reader.buffer.bytes, &mut server)? {
+                ResponseAdmission::Forward => {
+                    *left = StreamPosition::InsideMessage;
                     context
                         .client
                         .write_all(reader.buffer.first(bytes), None)
                         .map_err(|source| failed(Peer::Client, FORWARDING, source))?;
                     reader.buffer.consume(bytes);
                 }
-                Admitted::Resumed(given) => resumed = Some(given),
+                ResponseAdmission::Resumed(given) => resumed = Some(given),
             }
         }
         if let Some(Resumed {
             leftover,
             to_client,
-            owed,
+            late_response,
         }) = resumed
         {
             scanner.restart();
@@ -379,24 +393,24 @@ fn responses<L: Link, T: Ticket + 'static>(
             reader = Reader::new(leftover);
             unscanned = !reader.buffer.bytes.is_empty();
             if !to_client.is_empty() {
-                *left = Left::Inside;
+                *left = StreamPosition::InsideMessage;
                 context
                     .client
                     .write_all(&to_client, None)
                     .map_err(|source| failed(Peer::Client, FORWARDING, source))?;
             }
-            if owed {
+            if late_response {
                 context.written(Direction::Response, false);
-                *left = Left::Between;
-                swallow(context, &link, &mut reader, left)?;
+                *left = StreamPosition::BetweenMessages;
+                discard_late_response(context, &server, &mut reader, left)?;
                 unscanned = !reader.buffer.bytes.is_empty();
-                forwarder.swallowed();
+                forwarder.late_response_discarded();
             }
         }
         *left = match scanner.is_inside() {
-            true => Left::Inside,
-            false if told => Left::Told,
-            false => Left::Between,
+            true => StreamPosition::InsideMessage,
+            false if told => StreamPosition::AfterFatal,
+            false => StreamPosition::BetweenMessages,
         };
         context.written(Direction::Response, scanner.is_inside());
     }
@@ -404,7 +418,7 @@ fn responses<L: Link, T: Ticket + 'static>(
 
 /// Whether the server ends the session with this message.  Told from an ordinary
 /// error, since a server can be lost behind one of those as well.
-fn is_farewell(frame: &Scanned<'_>) -> bool {
+fn is_fatal_error(frame: &Scanned<'_>) -> bool {
     BackendTag(frame.tag) == BackendTag::ERROR_RESPONSE
         && frame
             .body
@@ -452,13 +466,13 @@ fn note_response(
 /// Drops the answer to the proxy's own late query, up to its ReadyForQuery,
 /// which answers nothing the client asked.  What a server may send at any time
 /// is the client's all the same, but for notices, which are the query's.
-fn swallow<L: Link, T: Ticket + 'static>(
-    context: &Context<L, T>,
-    link: &Arc<L>,
+fn discard_late_response<S: ServerStream, T: Ticket + 'static>(
+    context: &Context<S, T>,
+    server: &Arc<S>,
     reader: &mut Reader,
-    left: &mut Left,
-) -> Result<(), End> {
-    const SWALLOWING: &str = "waiting for the answer to an earlier state query";
+    left: &mut StreamPosition,
+) -> Result<(), ProcessorExit> {
+    const DISCARDING: &str = "waiting for the answer to an earlier state query";
     // Bytes of a dropped frame that are still to come.
     let mut dropping = 0usize;
     loop {
@@ -466,9 +480,9 @@ fn swallow<L: Link, T: Ticket + 'static>(
         reader.buffer.consume(count);
         dropping -= count;
         let header = Header::parse(&reader.buffer.bytes).map_err(|source| {
-            End::Failed(Error::Malformed {
+            ProcessorExit::Failed(Error::Malformed {
                 peer: Peer::Server,
-                operation: SWALLOWING,
+                operation: DISCARDING,
                 source,
             })
         })?;
@@ -493,12 +507,12 @@ fn swallow<L: Link, T: Ticket + 'static>(
                         {
                             context.parameters.lock().set(name, value);
                         }
-                        *left = Left::Inside;
+                        *left = StreamPosition::InsideMessage;
                         context
                             .client
                             .write_all(frame, None)
-                            .map_err(|source| failed(Peer::Client, SWALLOWING, source))?;
-                        *left = Left::Between;
+                            .map_err(|source| failed(Peer::Client, DISCARDING, source))?;
+                        *left = StreamPosition::BetweenMessages;
                         reader.buffer.consume(frame_bytes);
                         continue;
                     }
@@ -509,33 +523,33 @@ fn swallow<L: Link, T: Ticket + 'static>(
                 }
             }
         }
-        let received = reader.read(link.server(), &context.client, true);
-        if received.map_err(|source| failed(Peer::Server, SWALLOWING, source))? == Received::Eof {
-            return Err(End::ServerLeft);
+        let received = reader.read(server.stream(), &context.client, true);
+        if received.map_err(|source| failed(Peer::Server, DISCARDING, source))? == Received::Eof {
+            return Err(ProcessorExit::ServerLeft);
         }
     }
 }
 
-fn failed(peer: Peer, operation: &'static str, source: io::Error) -> End {
+fn failed(peer: Peer, operation: &'static str, source: io::Error) -> ProcessorExit {
     match source.kind() {
         // Ended by the session itself, or by a peer that did not say goodbye;
         // an RST from a client that left is no failure to speak of.
         ErrorKind::BrokenPipe | ErrorKind::ConnectionReset if peer == Peer::Client => {
-            End::ClientLeft { terminated: false }
+            ProcessorExit::ClientLeft { terminated: false }
         }
-        _ => End::Failed(Error::io(peer, operation, source)),
+        _ => ProcessorExit::Failed(Error::io(peer, operation, source)),
     }
 }
 
 /// A read that failed between two messages.  A TLS stream without its end is an
 /// error, for it may have been cut; but behind a Terminate nothing can be
 /// missing, and many clients and servers leave like that.
-fn read_failed<L: Link, T: Ticket + 'static>(
-    context: &Context<L, T>,
+fn read_failed<S: ServerStream, T: Ticket + 'static>(
+    context: &Context<S, T>,
     peer: Peer,
     operation: &'static str,
     source: io::Error,
-) -> End {
+) -> ProcessorExit {
     let terminated = context.terminated.load(Ordering::Relaxed);
     if terminated
         && matches!(
@@ -543,12 +557,12 @@ fn read_failed<L: Link, T: Ticket + 'static>(
             ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset
         )
     {
-        return End::ClientLeft { terminated };
+        return ProcessorExit::ClientLeft { terminated };
     }
     failed(peer, operation, source)
 }
 
-impl From<Closed> for End {
+impl From<Closed> for ProcessorExit {
     fn from(Closed: Closed) -> Self {
         Self::Closed
     }

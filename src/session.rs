@@ -13,17 +13,17 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::balancer::BackendId;
 use crate::cancel::{CancelTarget, Cancellable};
-use crate::cause::Cause;
 use crate::config::{Config, Dialect};
+use crate::disconnect::DisconnectReason;
 use crate::error::{Error, SqlState};
 use crate::exchange::{Exchange, SkipRule};
 use crate::forwarder::{Closing, Direction, Forwarder, Interrupt, Obstacle, Ordered, Ready};
-use crate::link::ServerLink;
 use crate::logging::Milliseconds;
 use crate::message::fatal_error;
 use crate::metrics::Metrics;
 use crate::migration::{LookAgain, MoveTicket, Round, SessionName};
-use crate::processor::{self, Context, End, Left};
+use crate::processor::{self, Context, ProcessorExit, StreamPosition};
+use crate::server_conn::ServerConn;
 use crate::socket::{ReadDeadline, Received, Wait};
 use crate::stream::Stream;
 use crate::transfer::{self, TransferContext};
@@ -44,14 +44,14 @@ pub const STACK_BYTES: usize = 256 * 1024;
 pub struct Session {
     name: Arc<SessionName>,
     client: Arc<Stream>,
-    forwarder: Arc<Forwarder<ServerLink, MoveTicket>>,
+    forwarder: Arc<Forwarder<ServerConn, MoveTicket>>,
     transfer: TransferContext,
     dialect: Dialect,
     /// The configuration in force: a transfer's limits are those of its time.
     config: Arc<RwLock<Arc<Config>>>,
     terminated: Arc<AtomicBool>,
     /// Why it ends; the first word stands.
-    cause: Mutex<Option<Cause>>,
+    cause: Mutex<Option<DisconnectReason>>,
     this: Weak<Session>,
 }
 
@@ -67,10 +67,10 @@ impl Interrupt for ReadDeadline {
 
 impl Cancellable for Session {
     fn cancel_target(&self) -> Option<CancelTarget> {
-        let link = self.forwarder.link();
-        let key = link.key.clone()?;
+        let server = self.forwarder.server();
+        let key = server.key.clone()?;
         Some(CancelTarget {
-            address: link.assignment.address().clone(),
+            address: server.assignment.address().clone(),
             key,
         })
     }
@@ -78,19 +78,19 @@ impl Cancellable for Session {
 
 impl LookAgain for Session {
     fn look_again(&self) {
-        if let Some(ready) = self.forwarder.look_again() {
+        if let Some(ready) = self.forwarder.retry_order() {
             self.start_transfer(ready);
         }
     }
 }
 
 impl Session {
-    /// A session on the server of `link`, for the client of `client`.
+    /// A session on `server`, for the client of `client`.
     #[must_use]
     pub fn new(
         name: &Arc<SessionName>,
         client: Arc<Stream>,
-        link: Arc<ServerLink>,
+        server: Arc<ServerConn>,
         transfer: TransferContext,
         dialect: Dialect,
         config: &Arc<RwLock<Arc<Config>>>,
@@ -103,7 +103,7 @@ impl Session {
         Arc::new_cyclic(|this| Self {
             name: Arc::clone(name),
             client,
-            forwarder: Forwarder::new(Exchange::with_skip(skip), link, interrupt),
+            forwarder: Forwarder::new(Exchange::with_skip(skip), server, interrupt),
             transfer,
             dialect,
             config: Arc::clone(config),
@@ -122,7 +122,7 @@ impl Session {
     /// The backend it is on now.
     #[must_use]
     pub fn backend(&self) -> BackendId {
-        self.forwarder.link().assignment.id()
+        self.forwarder.server().assignment.id()
     }
 
     fn log_opened(&self) {
@@ -132,14 +132,14 @@ impl Session {
             user,
             database,
         } = &*self.name;
-        let link = self.forwarder.link();
-        let backend = &**link.assignment.name();
+        let server = self.forwarder.server();
+        let backend = &**server.assignment.name();
         log::info!(conn, client, user, database, backend; "session opened");
     }
 
     // ---- forwarding --------------------------------------------------------
 
-    fn context(&self) -> Context<ServerLink, MoveTicket> {
+    fn context(&self) -> Context<ServerConn, MoveTicket> {
         let this = Weak::clone(&self.this);
         Context {
             client: Arc::clone(&self.client),
@@ -174,24 +174,26 @@ impl Session {
             Err(error) => {
                 let text = format!("sqlproxy could not start a thread: {error}");
                 let error = Error::refused(SqlState::TOO_MANY_CONNECTIONS, text);
-                self.set_cause(Cause::End(End::Failed(error)));
-                self.forwarder.gone(Direction::Response);
+                self.set_cause(DisconnectReason::ProcessorExit(ProcessorExit::Failed(
+                    error,
+                )));
+                self.forwarder.exited(Direction::Response);
                 self.tell_cause();
                 return;
             }
         };
         let end = processor::run_requests(&self.context(), from_client);
-        self.forwarder.gone(Direction::Request);
-        let client_left = matches!(end, End::ClientLeft { .. });
+        self.forwarder.exited(Direction::Request);
+        let client_left = matches!(end, ProcessorExit::ClientLeft { .. });
         // Before the server hears of it: its end would be taken for the cause.
-        self.set_cause(Cause::End(end));
+        self.set_cause(DisconnectReason::ProcessorExit(end));
         if client_left {
             // What is on its way to the client may still arrive there.
-            let link = self.forwarder.link();
-            link.stream.close_write();
+            let server = self.forwarder.server();
+            server.stream.close_write();
             let _ = self
                 .forwarder
-                .wait_gone(Direction::Response, Instant::now() + GOODBYE);
+                .wait_exited(Direction::Response, Instant::now() + GOODBYE);
         }
         self.close(Closing::Ended);
         let patience = match self.forwarder.closing() {
@@ -200,28 +202,28 @@ impl Session {
         };
         if !self
             .forwarder
-            .wait_gone(Direction::Response, Instant::now() + patience)
+            .wait_exited(Direction::Response, Instant::now() + patience)
         {
             // It is stuck in a write to a client that does not read.
             self.client.shutdown();
         }
         // A processor that panicked has ended as well, its stream at any place.
-        match responses.join().unwrap_or(Left::Inside) {
-            Left::Between => self.tell_cause(),
-            Left::Told => say_last(&self.client, &[]),
-            Left::Inside => {}
+        match responses.join().unwrap_or(StreamPosition::InsideMessage) {
+            StreamPosition::BetweenMessages => self.tell_cause(),
+            StreamPosition::AfterFatal => send_final(&self.client, &[]),
+            StreamPosition::InsideMessage => {}
         }
     }
 
-    fn response_ended(&self, end: End) {
-        self.set_cause(Cause::End(end));
+    fn response_ended(&self, end: ProcessorExit) {
+        self.set_cause(DisconnectReason::ProcessorExit(end));
         // First, since the other half waits for it with a limit once it is closed.
-        self.forwarder.gone(Direction::Response);
+        self.forwarder.exited(Direction::Response);
         self.close(Closing::Ended);
     }
 
-    fn set_cause(&self, new: Cause) {
-        if matches!(new, Cause::End(End::Closed)) {
+    fn set_cause(&self, new: DisconnectReason) {
+        if matches!(new, DisconnectReason::ProcessorExit(ProcessorExit::Closed)) {
             return;
         }
         let mut cause = self.cause.lock();
@@ -236,7 +238,7 @@ impl Session {
         if let Some(ticket) = self.forwarder.close(closing) {
             ticket.give_up("session ended");
         }
-        self.forwarder.link().stream.shutdown();
+        self.forwarder.server().stream.shutdown();
         self.client.socket().shutdown_read();
     }
 
@@ -254,7 +256,7 @@ impl Session {
         };
         drop(cause);
         if let Some(message) = message {
-            say_last(&self.client, &message);
+            send_final(&self.client, &message);
         }
     }
 
@@ -262,7 +264,7 @@ impl Session {
     pub fn end(&self, metrics: &Metrics, lasted: Duration) {
         self.client.shutdown();
         let cause = self.cause.lock();
-        if let Some(event) = cause.as_ref().and_then(Cause::event) {
+        if let Some(event) = cause.as_ref().and_then(DisconnectReason::event) {
             metrics.count(event);
         }
         let reason = match &*cause {
@@ -275,8 +277,8 @@ impl Session {
             user,
             database,
         } = &*self.name;
-        let link = self.forwarder.link();
-        let backend = &**link.assignment.name();
+        let server = self.forwarder.server();
+        let backend = &**server.assignment.name();
         let lasted = Milliseconds(lasted);
         log::info!(
             conn, client, user, database, backend, reason, lasted_ms:% = lasted;
@@ -288,9 +290,9 @@ impl Session {
 
     /// Asks the session to move in `round`.
     pub fn order_move(&self, round: &Arc<Round>) {
-        let link = self.forwarder.link();
-        let from = Arc::clone(link.assignment.name());
-        drop(link);
+        let server = self.forwarder.server();
+        let from = Arc::clone(server.assignment.name());
+        drop(server);
         let session = Weak::clone(&self.this) as Weak<dyn LookAgain>;
         let ticket = MoveTicket::new(round, &self.name, from, session);
         if self.dialect == Dialect::PostgreSql {
@@ -339,7 +341,7 @@ impl Session {
     }
 
     /// Carries an order out on a thread of its own.
-    fn start_transfer(&self, ready: Ready<ServerLink, MoveTicket>) {
+    fn start_transfer(&self, ready: Ready<ServerConn, MoveTicket>) {
         let Some(session) = self.this.upgrade() else {
             return;
         };
@@ -354,7 +356,7 @@ impl Session {
                 if let Some(ready) = ready {
                     let limits = session.config.read().migration.clone();
                     transfer::run(ready, &session.transfer, &limits, |lost| {
-                        session.set_cause(Cause::Lost(lost));
+                        session.set_cause(DisconnectReason::ServerLost(lost));
                         session.close(Closing::Ended);
                     });
                     // For an order that came meanwhile.
@@ -390,7 +392,7 @@ impl std::fmt::Display for Waited {
 /// Sends a session's last message and gives the client time to read it: closing
 /// a socket with unread data in it would take the message back (RFC 1122,
 /// 4.2.2.13).
-pub fn say_last(client: &Stream, message: &[u8]) {
+pub fn send_final(client: &Stream, message: &[u8]) {
     let deadline = Instant::now() + GOODBYE;
     if client.write_all(message, Some(deadline)).is_ok() {
         client.close_write();

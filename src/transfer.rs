@@ -12,7 +12,7 @@
 //! | pick a target | none active | kept |
 //! | send the state query | connection error | lost: the session's own server is gone |
 //! | read the state | refusal, ErrorResponse, wrong shape | kept |
-//! | read the state | timeout, state too large | kept; the rest of the answer is swallowed |
+//! | read the state | timeout, state too large | kept; the rest of the answer is discarded |
 //! | read the state | end, FATAL, bytes that are no message | lost |
 //! | dial, log in | anything, on every target | kept |
 //! | restore | anything | kept |
@@ -34,11 +34,11 @@ use crate::dialect::{self, Answer, BadAnswer, TOKENS_UNSUPPORTED, TransferState}
 use crate::error::{BadFrame, Error, Peer};
 use crate::forwarder::{NotParked, Ready, Resumed, Suspension};
 use crate::frame::{Frame, FrameReader};
-use crate::link::ServerLink;
 use crate::message::{BackendTag, ErrorFields, TERMINATE, parameter_status};
 use crate::metrics::TransferOutcome;
 use crate::migration::{MoveTicket, Report, Round};
 use crate::parameters::Parameters;
+use crate::server_conn::ServerConn;
 use crate::socket::ReadDeadline;
 use crate::startup::{REVIVAL_TOKEN, StartupPacket};
 use crate::stream::Stream;
@@ -69,7 +69,7 @@ pub struct Lost {
     /// Messages of the server that are the client's.
     pub to_client: Vec<u8>,
     /// Whether a FATAL of the server is the last of them.
-    pub told: bool,
+    pub fatal_sent: bool,
     /// How it was lost.
     pub error: Error,
 }
@@ -77,7 +77,7 @@ pub struct Lost {
 /// What became of the session.
 enum Outcome {
     Moved {
-        link: ServerLink,
+        link: ServerConn,
         resumed: Resumed,
         /// What the new server reported at the restore.
         restored: Parameters,
@@ -92,7 +92,7 @@ enum Outcome {
 /// Carries out a transfer within `limits` and reports it.  `lose` ends the session where its
 /// server is gone.
 pub fn run(
-    ready: Ready<ServerLink, MoveTicket>,
+    ready: Ready<ServerConn, MoveTicket>,
     context: &TransferContext,
     limits: &Migration,
     lose: impl FnOnce(Lost),
@@ -104,7 +104,7 @@ pub fn run(
         ordered,
         suspended,
     } = ready;
-    ticket.begin(Arc::clone(suspension.link().assignment.name()));
+    ticket.begin(Arc::clone(suspension.server().assignment.name()));
     let deadline = suspended + limits.timeout;
     let mut attempt = Attempt {
         context,
@@ -133,7 +133,7 @@ pub fn run(
             restored,
         } => {
             let to = Arc::clone(link.assignment.name());
-            let old = suspension.link();
+            let old = suspension.server();
             let mut known = context.parameters.lock();
             known.change_server(&old.login, &link.login, &mut resumed.to_client);
             known.update(&restored, &mut resumed.to_client);
@@ -141,11 +141,11 @@ pub fn run(
             match suspension.resume_moved(Arc::new(link), resumed) {
                 Ok(old) => {
                     let report = report(TransferOutcome::Success, None, Some(to));
-                    say_goodbye(&old.stream);
+                    terminate_server(&old.stream);
                     report
                 }
                 Err(new) => {
-                    say_goodbye(&new.stream);
+                    terminate_server(&new.stream);
                     let reason = "session ended".to_owned();
                     report(TransferOutcome::Recoverable, Some(reason), None)
                 }
@@ -169,7 +169,7 @@ pub fn run(
 
 /// Ends a connection that has no session any more.  The server closes its side;
 /// it is not waited for.
-fn say_goodbye(stream: &Stream) {
+fn terminate_server(stream: &Stream) {
     // An idle connection's send buffer has room; where not, the end of the
     // connection says the same.
     let _ = stream.write_all(&TERMINATE, Some(Instant::now()));
@@ -177,12 +177,12 @@ fn say_goodbye(stream: &Stream) {
 }
 
 /// The server ends the session with this FATAL.
-fn said_farewell(frame: &Frame) -> NoState {
+fn session_ended_by(frame: &Frame) -> NoState {
     let ErrorFields {
         sqlstate, message, ..
     } = ErrorFields::parse(frame.body());
     NoState::Lost {
-        farewell: frame.as_bytes().to_vec(),
+        fatal: frame.as_bytes().to_vec(),
         error: Error::ServerError {
             operation: "the session",
             sqlstate,
@@ -194,7 +194,7 @@ fn said_farewell(frame: &Frame) -> NoState {
 struct Attempt<'a> {
     context: &'a TransferContext,
     max_state_bytes: usize,
-    suspension: &'a Suspension<ServerLink, MoveTicket>,
+    suspension: &'a Suspension<ServerConn, MoveTicket>,
     round: &'a Round,
     deadline: Instant,
     /// What the old server sent unasked meanwhile: the client's.
@@ -207,9 +207,9 @@ enum NoState {
     /// The answer was read to its end.
     Answered(BadAnswer),
     /// The rest of the answer is still to come.
-    Owed(String),
-    /// `farewell` is the server's FATAL, if there was one.
-    Lost { farewell: Vec<u8>, error: Error },
+    LateResponse(String),
+    /// `fatal` is the server's FATAL, if there was one.
+    Lost { fatal: Vec<u8>, error: Error },
 }
 
 impl Attempt<'_> {
@@ -226,7 +226,7 @@ impl Attempt<'_> {
             let leftover = self.suspension.take_leftover();
             return self.kept(reason, leftover, false);
         }
-        let old = self.suspension.link();
+        let old = self.suspension.server();
         let leftover = self.suspension.take_leftover();
         let mut reader = FrameReader::new(Arc::clone(&old.stream), Peer::Server, leftover);
         let key = Uuid::new_v4();
@@ -241,14 +241,16 @@ impl Attempt<'_> {
                 let reason = format!("state query: {bad}");
                 return self.kept(reason, reader.into_parts().1, false);
             }
-            Err(NoState::Owed(reason)) => return self.kept(reason, reader.into_parts().1, true),
-            Err(NoState::Lost { farewell, error }) => {
-                let told = !farewell.is_empty();
+            Err(NoState::LateResponse(reason)) => {
+                return self.kept(reason, reader.into_parts().1, true);
+            }
+            Err(NoState::Lost { fatal, error }) => {
+                let fatal_sent = !fatal.is_empty();
                 let mut to_client = std::mem::take(&mut self.to_client);
-                to_client.extend(farewell);
+                to_client.extend(fatal);
                 return Outcome::Lost(Lost {
                     to_client,
-                    told,
+                    fatal_sent,
                     error,
                 });
             }
@@ -257,7 +259,7 @@ impl Attempt<'_> {
         match self.restore(&old, &state) {
             Ok((link, restored, leftover)) => {
                 // The client's as well, and read before its connection goes; but not
-                // its farewell, which is true of that connection only.
+                // its FATAL, which is true of that connection only.
                 if let Err(NoState::Lost { .. }) = self.take_unasked(&mut reader) {
                     log::debug!("the old server's connection ended just after the restore");
                 }
@@ -265,7 +267,7 @@ impl Attempt<'_> {
                 let resumed = Resumed {
                     leftover,
                     to_client,
-                    owed: false,
+                    late_response: false,
                 };
                 Outcome::Moved {
                     link,
@@ -277,14 +279,19 @@ impl Attempt<'_> {
         }
     }
 
-    fn kept(&mut self, reason: impl Into<String>, leftover: Vec<u8>, owed: bool) -> Outcome {
+    fn kept(
+        &mut self,
+        reason: impl Into<String>,
+        leftover: Vec<u8>,
+        late_response: bool,
+    ) -> Outcome {
         let to_client = std::mem::take(&mut self.to_client);
         Outcome::Kept {
             reason: reason.into(),
             resumed: Resumed {
                 leftover,
                 to_client,
-                owed,
+                late_response,
             },
         }
     }
@@ -300,7 +307,7 @@ impl Attempt<'_> {
             .stream()
             .write_all(&dialect::state_query(key), Some(self.deadline))
             .map_err(|source| NoState::Lost {
-                farewell: Vec::new(),
+                fatal: Vec::new(),
                 error: Error::io(Peer::Server, OPERATION, source),
             })?;
         let limit = self.max_state_bytes.div_ceil(3) * 4 + ROW_OVERHEAD_BYTES;
@@ -315,7 +322,7 @@ impl Attempt<'_> {
                 BackendTag::NOTICE_RESPONSE => {}
                 tag if tag.is_asynchronous() => self.keep_for_client(&frame),
                 BackendTag::ERROR_RESPONSE if ErrorFields::parse(frame.body()).is_fatal() => {
-                    return Err(said_farewell(&frame));
+                    return Err(session_ended_by(&frame));
                 }
                 _ => {
                     if answer.push(frame) {
@@ -324,7 +331,7 @@ impl Attempt<'_> {
                 }
             }
             if Instant::now() >= self.deadline {
-                return Err(NoState::Owed(format!("timeout while {OPERATION}")));
+                return Err(NoState::LateResponse(format!("timeout while {OPERATION}")));
             }
         }
         let state = dialect::read_state(&answer, key).map_err(NoState::Answered)?;
@@ -339,16 +346,16 @@ impl Attempt<'_> {
     /// An answer that could not be read to its end: late, too large, or lost.
     fn unread(&self, error: Error) -> NoState {
         match error {
-            Error::Timeout { .. } => NoState::Owed(error.to_string()),
+            Error::Timeout { .. } => NoState::LateResponse(error.to_string()),
             Error::Malformed {
                 source: BadFrame::TooLong { tag, length, .. },
                 ..
             } if BackendTag(tag) == BackendTag::DATA_ROW && length <= MAX_MESSAGE_BYTES => {
                 let most = self.max_state_bytes;
-                NoState::Owed(format!("session state exceeds max_state_size {most}"))
+                NoState::LateResponse(format!("session state exceeds max_state_size {most}"))
             }
             error => NoState::Lost {
-                farewell: Vec::new(),
+                fatal: Vec::new(),
                 error,
             },
         }
@@ -364,19 +371,19 @@ impl Attempt<'_> {
                     self.keep_for_client(&frame);
                 }
                 Ok(Some(frame)) if frame.backend_tag() == BackendTag::ERROR_RESPONSE => {
-                    return Err(said_farewell(&frame));
+                    return Err(session_ended_by(&frame));
                 }
                 Ok(Some(frame)) => {
                     let what = format!("message {:?} unasked", char::from(frame.tag));
                     let error = Error::protocol(Peer::Server, OPERATION, what);
                     return Err(NoState::Lost {
-                        farewell: Vec::new(),
+                        fatal: Vec::new(),
                         error,
                     });
                 }
                 Err(error) => {
                     return Err(NoState::Lost {
-                        farewell: Vec::new(),
+                        fatal: Vec::new(),
                         error,
                     });
                 }
@@ -386,7 +393,7 @@ impl Attempt<'_> {
                     peer: Peer::Server,
                     operation: OPERATION,
                 };
-                return Err(NoState::Owed(error.to_string()));
+                return Err(NoState::LateResponse(error.to_string()));
             }
         }
     }
@@ -404,9 +411,9 @@ impl Attempt<'_> {
     /// what it sent behind the answer.
     fn restore(
         &self,
-        old: &ServerLink,
+        old: &ServerConn,
         state: &TransferState,
-    ) -> Result<(ServerLink, Parameters, Vec<u8>), String> {
+    ) -> Result<(ServerConn, Parameters, Vec<u8>), String> {
         const OPERATION: &str = "restoring the session";
         let mut startup = self.context.startup.clone();
         startup.set_ignoring_case(REVIVAL_TOKEN, state.token());
@@ -465,7 +472,7 @@ impl Attempt<'_> {
         }
         dialect::check_restored(&answer).map_err(|bad| failed(&bad))?;
         let (stream, leftover) = server.into_parts();
-        let link = ServerLink {
+        let link = ServerConn {
             stream,
             assignment,
             key,

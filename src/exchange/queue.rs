@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 /// What ends a [`Batch`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum End {
+pub(super) enum BatchEnd {
     /// Query or FunctionCall: answers of its own, then ReadyForQuery.
     Query,
     /// Sync: ReadyForQuery, and before it at most an error of the commit.
@@ -24,7 +24,7 @@ pub(super) struct Batch {
     /// Extended-protocol messages before the end, each of which is answered
     /// by one completion (Flush, which has none, is not counted).
     pub(super) extended: u32,
-    pub(super) end: End,
+    pub(super) end: BatchEnd,
     /// How many such batches follow each other; at least 1.
     pub(super) times: u32,
 }
@@ -32,7 +32,7 @@ pub(super) struct Batch {
 impl Batch {
     /// True if nothing of it is answered but by a lone ReadyForQuery, if at all.
     fn is_lone(&self) -> bool {
-        self.extended == 0 && self.end != End::Query
+        self.extended == 0 && self.end != BatchEnd::Query
     }
 }
 
@@ -70,11 +70,11 @@ impl Queue {
 
     /// True if a batch that is not open awaits an answer.
     pub(super) fn owes_answers(&self) -> bool {
-        self.batches.iter().any(|batch| batch.end != End::Copy)
+        self.batches.iter().any(|batch| batch.end != BatchEnd::Copy)
     }
 
     /// Closes the open batch.
-    pub(super) fn push(&mut self, end: End) {
+    pub(super) fn push(&mut self, end: BatchEnd) {
         let extended = std::mem::take(&mut self.open);
         match self.batches.back_mut() {
             Some(last) if last.extended == extended && last.end == end && last.times < u32::MAX => {
@@ -93,7 +93,7 @@ impl Queue {
     pub(super) fn insert_syncs(&mut self, index: usize, times: u32) {
         let syncs = Batch {
             extended: 0,
-            end: End::Sync,
+            end: BatchEnd::Sync,
             times,
         };
         self.batches.insert(index, syncs);
@@ -136,7 +136,7 @@ impl Queue {
 
     /// An answer has come that no Sync can have: the Syncs before the batch it
     /// belongs to will not be answered, or were answered as another.
-    pub(super) fn let_go(&mut self) {
+    pub(super) fn drop_unanswerable_syncs(&mut self) {
         if self.front().is_none_or(|front| !front.is_lone()) {
             return;
         }

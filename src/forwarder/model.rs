@@ -7,7 +7,7 @@
 //!   of its own.  So the traffic gets through, each order is answered while the
 //!   session idles, and everybody ends when the gate is closed.
 //! - From the moment both processors stand still to the resume they touch no
-//!   connection, nothing is owed and no message stands half forwarded.
+//!   connection, all is answered and no message stands half forwarded.
 //! - Every message arrives once, in its order, whatever was swapped in between.
 //!
 //! `MODEL_SCHEDULES` sets how many schedules of each scenario and scheduler are
@@ -230,13 +230,13 @@ fn closed_in_a_write() {
         model.net.wait_stuck();
         model.close();
         outcome.wait();
-        assert!(!model.is_gone(Direction::Response));
+        assert!(!model.has_exited(Direction::Response));
         model.net.cut_client();
         model.wait_ended();
     });
 }
 
-/// A shutdown ends each session where nothing is owed.
+/// A shutdown ends each session where all is answered.
 #[test]
 fn ended_at_a_safe_point() {
     check(|| {

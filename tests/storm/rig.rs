@@ -11,8 +11,7 @@ use sqlproxy::exchange::Exchange;
 use sqlproxy::forwarder::{
     Closing, Direction, Forwarder, Interrupt, Ordered, Ready, Suspension, Ticket,
 };
-use sqlproxy::link::Link;
-use sqlproxy::processor::{Context, End, run_requests, run_responses};
+use sqlproxy::processor::{Context, ProcessorExit, ServerStream, run_requests, run_responses};
 use sqlproxy::socket::{ReadDeadline, Socket};
 use sqlproxy::stream::Stream;
 
@@ -43,8 +42,8 @@ impl Leg {
     }
 }
 
-impl Link for Leg {
-    fn server(&self) -> &Stream {
+impl ServerStream for Leg {
+    fn stream(&self) -> &Stream {
         &self.0
     }
 }
@@ -73,7 +72,10 @@ pub(super) type ReadySession = Ready<Leg, Order>;
 pub(super) type Suspended = Suspension<Leg, Order>;
 
 /// How each direction ended, as the processors tell it.
-type Ends = (Sender<(Direction, End)>, Receiver<(Direction, End)>);
+type Ends = (
+    Sender<(Direction, ProcessorExit)>,
+    Receiver<(Direction, ProcessorExit)>,
+);
 
 /// The session and what a test holds of it.
 pub(super) struct Rig {
@@ -141,7 +143,7 @@ impl Rig {
                     Direction::Request => run_requests(&context, Vec::new()),
                     Direction::Response => run_responses(&context, Vec::new()).0,
                 };
-                context.forwarder.gone(direction);
+                context.forwarder.exited(direction);
                 let _ = ended.send((direction, end));
             });
         }
@@ -166,7 +168,7 @@ impl Rig {
     /// Closes the session as its owner does.
     pub(super) fn close(&self) {
         drop(self.forwarder.close(Closing::Ended));
-        self.forwarder.link().server().shutdown();
+        self.forwarder.server().stream().shutdown();
         self.near_client.socket().shutdown_read();
     }
 

@@ -119,7 +119,7 @@ fn storm(kinds: &[Suspend], most: Option<u64>, times: u64) -> [u64; 2] {
             while let Ok(ready) = rig.ready.recv_timeout(PATIENCE) {
                 let count = suspended.fetch_add(1, Ordering::Relaxed);
                 carry_out(rig, ready, *kinds.next().unwrap(), count);
-                if let Some(next) = rig.forwarder.look_again() {
+                if let Some(next) = rig.forwarder.retry_order() {
                     rig.start.send(next).unwrap();
                 }
                 if stop.load(Ordering::Relaxed) {
@@ -158,7 +158,7 @@ fn carry_out(rig: &Rig, ready: ReadySession, kind: Suspend, count: u64) {
     assert!(resumed.leftover.is_empty(), "between two answers");
     match kind {
         Suspend::Swap => {
-            let used = suspension.link();
+            let used = suspension.server();
             let other = rig.legs.iter().find(|leg| !leg.is(&used)).unwrap();
             let old = suspension.resume_moved(other.clone(), resumed);
             assert!(old.is_ok_and(|old| old.is(&used)), "suspension {count}");

@@ -10,8 +10,8 @@ use shuttle::thread;
 use super::net::{Net, Read, is_cut, request_frames, response_frames};
 use crate::exchange::Exchange;
 use crate::forwarder::{
-    Admitted, Closed, Closing, Direction, Forwarder, Interrupt, NotParked, Ordered, Ready, Resumed,
-    Suspension, Ticket,
+    Closed, Closing, Direction, Forwarder, Interrupt, NotParked, Ordered, Ready, ResponseAdmission,
+    Resumed, Suspension, Ticket,
 };
 use crate::migration::{LookAgain, Permit, Workers};
 use crate::sync::{Condvar, Mutex};
@@ -77,7 +77,7 @@ impl Drop for Order {
 enum Transfer {
     Keep,
     /// And the answer to its own query is still to come.
-    KeepOwed,
+    KeepLate,
     Move,
     /// The processors do not stop in time.
     TooLate,
@@ -112,7 +112,7 @@ impl Interrupt for ReadDeadline {
 
 impl LookAgain for Model {
     fn look_again(&self) {
-        if let Some(ready) = self.forwarder.look_again() {
+        if let Some(ready) = self.forwarder.retry_order() {
             self.start_transfer(ready);
         }
     }
@@ -123,7 +123,7 @@ impl Model {
     pub(super) fn start(script: &[&[u8]], workers: &Arc<Workers>) -> Arc<Self> {
         const ALL: &[Transfer] = &[
             Transfer::Keep,
-            Transfer::KeepOwed,
+            Transfer::KeepLate,
             Transfer::Move,
             Transfer::Move,
             Transfer::TooLate,
@@ -160,7 +160,7 @@ impl Model {
                     Direction::Request => model.requests(),
                     Direction::Response => model.responses(),
                 };
-                model.forwarder.gone(direction);
+                model.forwarder.exited(direction);
             });
         }
         model
@@ -176,7 +176,7 @@ impl Model {
 
     fn requests(&self) -> Result<(), Closed> {
         let forwarder = &self.forwarder;
-        let mut link = forwarder.link();
+        let mut server = forwarder.server();
         let mut buffer = Vec::new();
         let (mut inside, mut unscanned) = (false, false);
         self.written(Direction::Request, false);
@@ -194,10 +194,10 @@ impl Model {
                 }
             }
             let frames = request_frames(&buffer);
-            let admitted = forwarder.admit_request(&frames, buffer.len(), &mut link)?;
+            let admitted = forwarder.admit_request(&frames, buffer.len(), &mut server)?;
             unscanned = admitted < buffer.len();
             let bytes: Vec<_> = buffer.drain(..admitted).collect();
-            if !self.net.to_server(*link, &bytes) {
+            if !self.net.to_server(*server, &bytes) {
                 return Ok(());
             }
             inside = is_cut(&bytes);
@@ -207,20 +207,22 @@ impl Model {
 
     fn responses(&self) -> Result<(), Closed> {
         let forwarder = &self.forwarder;
-        let mut link = forwarder.link();
+        let mut server = forwarder.server();
         let mut buffer = Vec::new();
         let (mut inside, mut unscanned) = (false, false);
         self.written(Direction::Response, false);
         loop {
             let mut resumed = None;
             if !unscanned {
-                match self.net.read_answers(*link, &mut buffer, inside) {
+                match self.net.read_answers(*server, &mut buffer, inside) {
                     Read::Bytes => {}
                     Read::End => return Ok(()),
-                    Read::DeadlinePast => match forwarder.park_response(&mut buffer, &mut link)? {
-                        None => continue,
-                        some => resumed = some,
-                    },
+                    Read::DeadlinePast => {
+                        match forwarder.park_response(&mut buffer, &mut server)? {
+                            None => continue,
+                            some => resumed = some,
+                        }
+                    }
                 }
             }
             unscanned = false;
@@ -229,15 +231,15 @@ impl Model {
                 if count == 0 {
                     continue;
                 }
-                match forwarder.admit_response(&frames, &mut buffer, &mut link)? {
-                    Admitted::Forward => {
+                match forwarder.admit_response(&frames, &mut buffer, &mut server)? {
+                    ResponseAdmission::Forward => {
                         let bytes: Vec<_> = buffer.drain(..count).collect();
                         if !self.net.to_client(&bytes) {
                             return Ok(());
                         }
                         inside = is_cut(&bytes);
                     }
-                    Admitted::Resumed(given) => resumed = Some(given),
+                    ResponseAdmission::Resumed(given) => resumed = Some(given),
                 }
             }
             if let Some(resumed) = resumed {
@@ -248,9 +250,9 @@ impl Model {
                 if !to_client.is_empty() && !self.net.to_client(&to_client) {
                     return Ok(());
                 }
-                if resumed.owed {
+                if resumed.late_response {
                     self.written(Direction::Response, false);
-                    forwarder.swallowed();
+                    forwarder.late_response_discarded();
                 }
             }
             self.written(Direction::Response, inside);
@@ -291,7 +293,7 @@ impl Model {
             }
         }
         self.net.own();
-        let old = suspension.link();
+        let old = suspension.server();
         let mut leftover = suspension.take_leftover();
         if transfer == Transfer::Move {
             match self.net.take_unasked(leftover) {
@@ -302,13 +304,13 @@ impl Model {
         self.net.disown(*old);
         suspension.resume_kept(Resumed {
             leftover,
-            owed: transfer == Transfer::KeepOwed,
+            late_response: transfer == Transfer::KeepLate,
             ..Resumed::default()
         });
     }
 
     fn swap(&self, suspension: Suspension<usize, Order>, to_client: Vec<u8>) {
-        let old = suspension.link();
+        let old = suspension.server();
         let new = *old + 1;
         self.net.disown(new);
         let resumed = Resumed {
@@ -364,14 +366,14 @@ impl Model {
         self.net.shut();
     }
 
-    pub(super) fn is_gone(&self, direction: Direction) -> bool {
-        self.forwarder.wait_gone(direction, Instant::now())
+    pub(super) fn has_exited(&self, direction: Direction) -> bool {
+        self.forwarder.wait_exited(direction, Instant::now())
     }
 
     /// Waits for both processors' end.
     pub(super) fn wait_ended(&self) {
         for direction in [Direction::Request, Direction::Response] {
-            assert!(self.forwarder.wait_gone(direction, never()));
+            assert!(self.forwarder.wait_exited(direction, never()));
         }
     }
 }

@@ -1,0 +1,87 @@
+//! Why a session ends: what its client hears, what the log says, what is counted.
+
+use std::fmt;
+
+use crate::error::{Peer, SqlState};
+use crate::message::fatal_error;
+use crate::metrics::Event;
+use crate::processor::ProcessorExit;
+use crate::transfer::Lost;
+
+/// What ended a session, where it was not the proxy's own end.
+pub enum DisconnectReason {
+    /// One of its directions ended.
+    ProcessorExit(ProcessorExit),
+    /// Its server was lost in a transfer.
+    ServerLost(Lost),
+}
+
+impl DisconnectReason {
+    /// What its client has to hear before the end, which may be nothing; `None`
+    /// where it is gone itself.
+    #[must_use]
+    pub fn last_message(&self) -> Option<Vec<u8>> {
+        let fatal = |(sqlstate, text): (SqlState, String)| fatal_error(sqlstate, &text);
+        match self {
+            Self::ProcessorExit(ProcessorExit::ClientLeft { .. }) => Some(Vec::new()),
+            Self::ProcessorExit(ProcessorExit::ServerLeft | ProcessorExit::Closed) => {
+                Some(fatal((
+                    SqlState::CONNECTION_FAILURE,
+                    "the connection to the SQL server was lost".to_owned(),
+                )))
+            }
+            Self::ProcessorExit(ProcessorExit::Failed(error)) => error.client_report().map(fatal),
+            Self::ServerLost(Lost {
+                to_client,
+                fatal_sent,
+                error,
+            }) => {
+                let mut message = to_client.clone();
+                if !fatal_sent && let Some(report) = error.client_report() {
+                    message.extend(fatal(report));
+                }
+                Some(message)
+            }
+        }
+    }
+
+    /// What it counts as; an end as the protocol has it is none.
+    #[must_use]
+    pub fn event(&self) -> Option<Event> {
+        match self {
+            Self::ProcessorExit(ProcessorExit::ClientLeft { terminated: true }) => None,
+            Self::ProcessorExit(ProcessorExit::ClientLeft { terminated: false }) => {
+                Some(Event::ClientDisconnect)
+            }
+            Self::ProcessorExit(ProcessorExit::ServerLeft | ProcessorExit::Closed) => {
+                Some(Event::BackendDisconnect)
+            }
+            Self::ProcessorExit(ProcessorExit::Failed(error))
+            | Self::ServerLost(Lost { error, .. }) => error.peer().map(event_of),
+        }
+    }
+}
+
+/// What the loss of a peer counts as.
+const fn event_of(peer: Peer) -> Event {
+    match peer {
+        Peer::Client => Event::ClientDisconnect,
+        Peer::Server => Event::BackendDisconnect,
+    }
+}
+
+/// The log's reason.
+impl fmt::Display for DisconnectReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ProcessorExit(ProcessorExit::ClientLeft { .. }) => {
+                f.write_str("client disconnected")
+            }
+            Self::ProcessorExit(ProcessorExit::ServerLeft | ProcessorExit::Closed) => {
+                f.write_str("server disconnected")
+            }
+            Self::ProcessorExit(ProcessorExit::Failed(error))
+            | Self::ServerLost(Lost { error, .. }) => error.fmt(f),
+        }
+    }
+}
