@@ -48,12 +48,12 @@ pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 /// The admin HTTP server; stops when it is dropped.
 #[derive(Debug)]
 pub struct Admin {
-    shared: Arc<Shared>,
+    state: Arc<AdminState>,
     address: SocketAddr,
     acceptor: Option<JoinHandle<()>>,
 }
 
-struct Shared {
+struct AdminState {
     metrics: Arc<Metrics>,
     readiness: Readiness,
     stopping: AtomicBool,
@@ -65,7 +65,7 @@ struct Shared {
 
 struct Route {
     path: &'static str,
-    answer: fn(&Shared) -> Response,
+    answer: fn(&AdminState) -> Response,
 }
 
 const ROUTES: &[Route] = &[
@@ -75,14 +75,14 @@ const ROUTES: &[Route] = &[
     },
     Route {
         path: "/readyz",
-        answer: |shared| match (shared.readiness)() {
+        answer: |state| match (state.readiness)() {
             Ok(()) => Response::text(200, "ready\n"),
             Err(reason) => Response::text(503, format!("{reason}\n")),
         },
     },
     Route {
         path: "/metrics",
-        answer: |shared| Response::new(200, METRICS_TYPE, shared.metrics.encode()),
+        answer: |state| Response::new(200, METRICS_TYPE, state.metrics.encode()),
     },
 ];
 
@@ -101,7 +101,7 @@ impl Admin {
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-        let shared = Arc::new(Shared {
+        let state = Arc::new(AdminState {
             metrics,
             readiness,
             stopping: AtomicBool::new(false),
@@ -109,11 +109,11 @@ impl Admin {
             clients: Mutex::new(Vec::new()),
         });
         let acceptor = thread::Builder::new().name("admin".to_owned()).spawn({
-            let shared = Arc::clone(&shared);
-            move || serve(&listener, &shared)
+            let state = Arc::clone(&state);
+            move || serve(&listener, &state)
         })?;
         Ok(Self {
-            shared,
+            state,
             address,
             acceptor: Some(acceptor),
         })
@@ -134,8 +134,8 @@ impl Admin {
 
 impl Drop for Admin {
     fn drop(&mut self) {
-        self.shared.stopping.store(true, Ordering::SeqCst);
-        self.shared.wake();
+        self.state.stopping.store(true, Ordering::SeqCst);
+        self.state.wake();
         if let Some(acceptor) = self.acceptor.take() {
             // Its panic was already reported by the panic hook.
             let _ = acceptor.join();
@@ -143,16 +143,16 @@ impl Drop for Admin {
     }
 }
 
-impl fmt::Debug for Shared {
+impl fmt::Debug for AdminState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let stopping = self.stopping.load(Ordering::SeqCst);
-        f.debug_struct("Shared")
+        f.debug_struct("AdminState")
             .field("stopping", &stopping)
             .finish_non_exhaustive()
     }
 }
 
-impl Shared {
+impl AdminState {
     fn wake(&self) {
         // Fails only where the counter is full, and then it is awake anyway.
         let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
@@ -166,51 +166,57 @@ impl Shared {
 }
 
 /// The acceptor's life.
-fn serve(listener: &TcpListener, shared: &Arc<Shared>) {
+fn serve(listener: &TcpListener, state: &Arc<AdminState>) {
     // The scope joins every client's thread.
     thread::scope(|scope| {
-        while !shared.stopping.load(Ordering::SeqCst) {
-            let has_room = shared.has_room();
-            wait(listener, shared, has_room);
+        while !state.stopping.load(Ordering::SeqCst) {
+            let has_room = state.has_room();
+            wait(listener, state, has_room);
             if !has_room {
                 continue;
             }
             match listener.accept() {
                 Ok((stream, _)) => {
-                    let client = Client::new(stream, shared);
+                    let client = Client::new(stream, state);
                     let thread = thread::Builder::new().name("admin client".to_owned());
                     if let Err(error) = thread.spawn_scoped(scope, move || client.serve()) {
                         log::warn!(error:%; "no thread for an admin client");
                     }
                 }
-                Err(error) => pause_after(&error, shared),
+                Err(error) => pause_after(&error, state),
             }
         }
-        for client in shared.clients.lock().iter().filter_map(Weak::upgrade) {
+        let clients: Vec<_> = state
+            .clients
+            .lock()
+            .iter()
+            .filter_map(Weak::upgrade)
+            .collect();
+        for client in clients {
             let _ = client.shutdown(Shutdown::Both);
         }
     });
 }
 
 /// Until there is a client (where there is room for one) or a reason to look again.
-fn wait(listener: &TcpListener, shared: &Shared, has_room: bool) {
-    let mut events = vec![PollFd::new(&shared.wake, PollFlags::IN)];
+fn wait(listener: &TcpListener, state: &AdminState, has_room: bool) {
+    let mut events = vec![PollFd::new(&state.wake, PollFlags::IN)];
     if has_room {
         events.push(PollFd::new(listener, PollFlags::IN));
     }
     // Interrupted: the caller's loop looks at everything again.
     let _ = poll(&mut events, None);
-    let _ = rustix::io::read(&shared.wake, &mut [0_u8; 8]);
+    let _ = rustix::io::read(&state.wake, &mut [0_u8; 8]);
 }
 
 /// Most failures of accept concern the one client; the rest (no descriptor, no
 /// memory) last, and the listener would be ready again at once.
-fn pause_after(error: &io::Error, shared: &Shared) {
+fn pause_after(error: &io::Error, state: &AdminState) {
     match error.kind() {
         ErrorKind::WouldBlock | ErrorKind::Interrupted | ErrorKind::ConnectionAborted => {}
         _ => {
             log::warn!(error:%; "admin clients cannot be accepted");
-            let mut events = [PollFd::new(&shared.wake, PollFlags::IN)];
+            let mut events = [PollFd::new(&state.wake, PollFlags::IN)];
             let _ = poll(&mut events, Some(&ACCEPT_PAUSE));
         }
     }
@@ -219,23 +225,23 @@ fn pause_after(error: &io::Error, shared: &Shared) {
 /// One connection; makes room when it is dropped, also after a panic.
 struct Client {
     stream: Option<Arc<TcpStream>>,
-    shared: Arc<Shared>,
+    state: Arc<AdminState>,
 }
 
 impl Client {
-    fn new(stream: TcpStream, shared: &Arc<Shared>) -> Self {
+    fn new(stream: TcpStream, state: &Arc<AdminState>) -> Self {
         let stream = Arc::new(stream);
-        shared.clients.lock().push(Arc::downgrade(&stream));
+        state.clients.lock().push(Arc::downgrade(&stream));
         Self {
             stream: Some(stream),
-            shared: Arc::clone(shared),
+            state: Arc::clone(state),
         }
     }
 
     fn serve(self) {
         let Some(stream) = &self.stream else { return };
         let deadline = Instant::now() + CLIENT_DEADLINE;
-        if let Err(error) = exchange(stream, &self.shared, deadline) {
+        if let Err(error) = exchange(stream, &self.state, deadline) {
             log::debug!(error:%; "admin client failed");
         }
     }
@@ -245,16 +251,16 @@ impl Drop for Client {
     fn drop(&mut self) {
         // In this order: the woken acceptor counts who is still there.
         self.stream = None;
-        self.shared.wake();
+        self.state.wake();
     }
 }
 
 /// One request, one response.
-fn exchange(stream: &TcpStream, shared: &Shared, deadline: Instant) -> io::Result<()> {
+fn exchange(stream: &TcpStream, state: &AdminState, deadline: Instant) -> io::Result<()> {
     // Accepted sockets inherit non-blocking mode on some systems.
     stream.set_nonblocking(false)?;
     let (response, with_body) = match http::read_request(stream, deadline) {
-        Ok(request) => (answer(&request, shared), request.method != "HEAD"),
+        Ok(request) => (answer(&request, state), request.method != "HEAD"),
         Err(RequestError::Malformed) => (Response::text(400, "not an HTTP request\n"), true),
         Err(RequestError::TooLarge) => (Response::text(431, "the header is too large\n"), true),
         Err(RequestError::Read(error)) => return Err(error),
@@ -262,14 +268,14 @@ fn exchange(stream: &TcpStream, shared: &Shared, deadline: Instant) -> io::Resul
     http::write_response(stream, &response, with_body, deadline)
 }
 
-fn answer(request: &Request, shared: &Shared) -> Response {
+fn answer(request: &Request, state: &AdminState) -> Response {
     let path = request.target.split('?').next().unwrap_or_default();
     let Some(route) = ROUTES.iter().find(|route| route.path == path) else {
         let paths: Vec<&str> = ROUTES.iter().map(|route| route.path).collect();
         return Response::text(404, format!("not found; there are {}\n", paths.join(", ")));
     };
     match request.method.as_str() {
-        "GET" | "HEAD" => (route.answer)(shared),
+        "GET" | "HEAD" => (route.answer)(state),
         _ => Response::text(405, "only GET and HEAD\n"),
     }
 }

@@ -154,7 +154,7 @@ impl Balancer {
     /// Whether sessions on this backend are to be moved away: it is draining or
     /// no longer in the file.
     #[must_use]
-    pub fn is_leaving(&self, id: BackendId) -> bool {
+    pub fn must_drain(&self, id: BackendId) -> bool {
         let backends = self.backends.lock();
         let backend = backends.iter().find(|b| b.id == id);
         backend.is_none_or(|b| b.state != Some(BackendState::Active))

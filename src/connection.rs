@@ -1,7 +1,6 @@
 //! One client's connection, from accept to its end: a probe, a CancelRequest, or a
 //! startup packet that becomes a session.
 
-use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,18 +11,20 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::admission::{Admission, Admitted, Refusal, admit};
 use crate::authentication::{Login, Relayed, relay};
-use crate::cancel::{CancelKeys, CancelTarget, Cancellable};
-use crate::config::{Address, Config};
+use crate::cancel::{self, CancelKeys, Cancellable};
+use crate::config::Config;
+use crate::connection_limit::{Limit, Permit};
 use crate::connector::{Connected, Connector};
 use crate::error::{Error, Peer, SqlState};
+use crate::logging::event;
 use crate::message::fatal_error;
-use crate::metrics::{Event, Level, Metrics};
-use crate::migration::{Migrator, SessionName};
-use crate::registry::{Place, Places, Registry};
+use crate::metrics::{Event, Gauge, Metrics};
+use crate::registry::Registry;
+use crate::round::Rounds;
 use crate::server_conn::ServerConn;
 use crate::session::{Session, send_final};
-use crate::socket::{ReadDeadline, Socket, Wait};
-use crate::startup::cancel_request;
+use crate::session_name::SessionName;
+use crate::socket::{ReadDeadline, Socket};
 use crate::stream::Stream;
 use crate::tls::TlsContexts;
 use crate::transfer::TransferContext;
@@ -32,7 +33,7 @@ use crate::transfer::TransferContext;
 const INVALID_AUTHORIZATION_CLASS: &str = "28";
 
 /// What all sessions share.
-pub struct Shared {
+pub struct ProxyState {
     /// The configuration in force.
     pub config: Arc<RwLock<Arc<Config>>>,
     /// The TLS configuration in force.
@@ -44,21 +45,21 @@ pub struct Shared {
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Rounds and workers.
-    pub migrator: Migrator,
+    pub rounds: Rounds,
     /// Sessions between their login and their end.
     pub sessions: Registry<Session>,
     /// `max_connections`.
-    pub session_places: Arc<Places>,
+    pub session_limit: Arc<Limit>,
     /// No new sessions.
     pub stopping: AtomicBool,
     /// Sessions that were logging in on a backend while a reload made it one to
     /// leave: no round of the reload has them.
-    pub stragglers: Sender<Arc<Session>>,
+    pub missed_by_reload: Sender<Arc<Session>>,
 }
 
 /// Serves one connection to its end.
-pub fn serve(shared: &Arc<Shared>, conn: u64, stream: TcpStream, client_address: SocketAddr) {
-    let config = Arc::clone(&shared.config.read());
+pub fn serve(state: &Arc<ProxyState>, conn: u64, stream: TcpStream, client_address: SocketAddr) {
+    let config = Arc::clone(&state.config.read());
     let deadline = Instant::now() + config.handshake_timeout;
     let opened = ReadDeadline::new().and_then(|read_deadline| {
         Ok((
@@ -75,7 +76,7 @@ pub fn serve(shared: &Arc<Shared>, conn: u64, stream: TcpStream, client_address:
             return;
         }
     };
-    let tls = Arc::clone(&shared.tls.read());
+    let tls = Arc::clone(&state.tls.read());
     match admit(
         socket,
         client_address,
@@ -90,7 +91,14 @@ pub fn serve(shared: &Arc<Shared>, conn: u64, stream: TcpStream, client_address:
             // First, so that its end tells nothing of what the request did.
             stream.shutdown();
             drop(stream);
-            cancel(shared, conn, client_address, &key);
+            cancel::serve(
+                &state.cancel_keys,
+                &state.connector,
+                &state.metrics,
+                conn,
+                client_address,
+                &key,
+            );
         }
         Ok(Admission::Session(admitted)) => {
             let name = Arc::new(SessionName {
@@ -100,11 +108,11 @@ pub fn serve(shared: &Arc<Shared>, conn: u64, stream: TcpStream, client_address:
                 database: admitted.startup.database(),
             });
             let client = Arc::clone(admitted.client.stream());
-            let opened = open(shared, &config, &name, admitted, read_deadline, deadline);
+            let opened = open(state, &config, &name, admitted, read_deadline, deadline);
             match opened {
-                Ok(Some(opened)) => opened.run(shared),
+                Ok(Some(opened)) => opened.run(state),
                 Ok(None) => {}
-                Err(error) => refuse(shared, &name, Some(&client), &error),
+                Err(error) => refuse(state, &name, Some(&client), &error),
             }
         }
         Err(Refusal { stream, error }) => {
@@ -114,13 +122,13 @@ pub fn serve(shared: &Arc<Shared>, conn: u64, stream: TcpStream, client_address:
                 user: String::new(),
                 database: String::new(),
             };
-            refuse(shared, &name, stream.as_deref(), &error);
+            refuse(state, &name, stream.as_deref(), &error);
         }
     }
 }
 
 /// Tells a client why it gets no session, and the log.
-fn refuse(shared: &Shared, name: &SessionName, client: Option<&Stream>, error: &Error) {
+fn refuse(state: &ProxyState, name: &SessionName, client: Option<&Stream>, error: &Error) {
     let reason = error.to_string();
     let SessionName {
         conn,
@@ -130,7 +138,7 @@ fn refuse(shared: &Shared, name: &SessionName, client: Option<&Stream>, error: &
     } = name;
     match error.client_report() {
         Some((sqlstate, text)) => {
-            shared.metrics.count(match error {
+            state.metrics.count(match error {
                 Error::NoBackend => Event::Routing,
                 Error::NoBackendReached(_) => Event::BackendDown,
                 error if error.peer() == Some(Peer::Server) => Event::BackendDisconnect,
@@ -148,56 +156,18 @@ fn refuse(shared: &Shared, name: &SessionName, client: Option<&Stream>, error: &
     }
 }
 
-/// Passes a CancelRequest on to the server that the key's session is on.
-fn cancel(shared: &Shared, conn: u64, client_address: SocketAddr, key: &[u8]) {
-    shared.metrics.count(Event::CancelReceived);
-    let Some(CancelTarget { address, key }) = shared.cancel_keys.find(key) else {
-        shared.metrics.count(Event::CancelIgnored);
-        log::debug!(conn, client:% = client_address; "cancel request with an unknown key");
-        return;
-    };
-    let sent = pass_cancel(shared, &address, &key);
-    match sent {
-        Ok(()) => shared.metrics.count(Event::CancelSuccessful),
-        Err(error) => {
-            shared.metrics.count(Event::CancelIgnored);
-            log::warn!(conn, client:% = client_address, address:%, reason:% = error; "cancel request not passed on");
-        }
-    }
-}
-
-fn pass_cancel(shared: &Shared, address: &Address, key: &[u8]) -> Result<(), Error> {
-    const OPERATION: &str = "passing a cancel request on";
-    let failed = |source| Error::io(Peer::Server, OPERATION, source);
-    let deadline = shared.connector.dial_deadline();
-    let server = shared
-        .connector
-        .dial(address, &ReadDeadline::new().map_err(failed)?, deadline)?;
-    server
-        .write_all(&cancel_request(key), Some(deadline))
-        .map_err(failed)?;
-    // The server closes when it has acted on it (protocol document, "Canceling
-    // Requests in Progress").
-    let mut ignored = Vec::with_capacity(64);
-    match server.read(&mut ignored, Wait::Until(deadline)) {
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
-        Err(error) => Err(failed(error)),
-    }
-}
-
 /// A session whose client has its first ReadyForQuery.
 struct Opened {
     session: Arc<Session>,
     key: Option<Vec<u8>>,
     from_client: Vec<u8>,
     from_server: Vec<u8>,
-    place: Place,
+    permit: Permit,
 }
 
 /// Connects and logs in.  `None`: the server refused, and its client knows.
 fn open(
-    shared: &Arc<Shared>,
+    state: &Arc<ProxyState>,
     config: &Config,
     name: &Arc<SessionName>,
     admitted: Admitted,
@@ -208,11 +178,11 @@ fn open(
         mut client,
         startup,
     } = admitted;
-    if shared.stopping.load(Ordering::SeqCst) {
+    if state.stopping.load(Ordering::SeqCst) {
         let text = "sqlproxy is shutting down";
         return Err(Error::refused(SqlState::ADMIN_SHUTDOWN, text));
     }
-    let Some(place) = shared.session_places.take() else {
+    let Some(permit) = state.session_limit.take() else {
         let text = format!(
             "sqlproxy has reached max_connections = {}",
             config.max_connections
@@ -223,7 +193,7 @@ fn open(
         assignment,
         mut server,
         first,
-    } = shared
+    } = state
         .connector
         .connect(&startup.to_bytes(), &read_deadline, deadline)?;
     let mut client_key = None;
@@ -237,15 +207,18 @@ fn open(
         Relayed::LoggedIn(login) => login,
         Relayed::Refused { fields, hint } => {
             if fields.sqlstate.starts_with(INVALID_AUTHORIZATION_CLASS) {
-                shared.metrics.count(Event::AuthenticationFailure);
+                state.metrics.count(Event::AuthenticationFailure);
             }
             if let Some(hint) = hint {
                 log::warn!(conn = name.conn, hint; "channel binding withheld");
             }
-            log::info!(
-                conn = name.conn, client = name.client, user = name.user, database = name.database,
-                backend = &**assignment.name(), sqlstate = fields.sqlstate, reason = fields.message;
-                "login refused by server"
+            event(
+                "login refused by server",
+                &name.pairs([
+                    ("backend", (&**assignment.name()).into()),
+                    ("sqlstate", fields.sqlstate.as_str().into()),
+                    ("reason", fields.message.as_str().into()),
+                ]),
             );
             // The client has the server's words; its end follows.
             send_final(client.stream(), &[]);
@@ -261,54 +234,54 @@ fn open(
         login: parameters.clone(),
     });
     let transfer = TransferContext {
-        connector: Arc::clone(&shared.connector),
+        connector: Arc::clone(&state.connector),
         startup,
         read_deadline,
         parameters: Arc::new(Mutex::new(parameters)),
     };
-    let session = Session::new(name, client, link, transfer, config.dialect, &shared.config);
+    let session = Session::new(name, client, link, transfer, config.dialect, &state.config);
     Ok(Some(Opened {
         session,
         key: client_key,
         from_client,
         from_server,
-        place,
+        permit,
     }))
 }
 
 impl Opened {
     /// Forwards until the end, and cleans up.
-    fn run(self, shared: &Arc<Shared>) {
+    fn run(self, state: &Arc<ProxyState>) {
         let Self {
             session,
             key,
             from_client,
             from_server,
-            place,
+            permit,
         } = self;
         let opened = Instant::now();
-        let _level = shared.metrics.hold(Level::SqlConns);
-        shared.metrics.count(Event::Successful);
+        let _gauge = state.metrics.hold(Gauge::SqlConns);
+        state.metrics.count(Event::Successful);
         let _key = key.and_then(|key| {
-            shared
+            state
                 .cancel_keys
                 .register(key, Arc::clone(&session) as Arc<dyn Cancellable>)
         });
-        let registered = shared
+        let registered = state
             .sessions
             .register(session.name().conn, Arc::clone(&session));
-        if shared.stopping.load(Ordering::SeqCst) {
+        if state.stopping.load(Ordering::SeqCst) {
             // Registered too late to be asked with the others.
             session.order_end();
         }
-        if shared.connector.balancer().is_leaving(session.backend()) {
+        if state.connector.balancer().must_drain(session.backend()) {
             // Nobody takes it where the proxy is about to end.
-            let _ = shared.stragglers.send(Arc::clone(&session));
+            let _ = state.missed_by_reload.send(Arc::clone(&session));
         }
         session.forward(from_client, from_server);
         drop(registered);
         // Before the log says so: who reads that may come at once.
-        drop(place);
-        session.end(&shared.metrics, opened.elapsed());
+        drop(permit);
+        session.end(&state.metrics, opened.elapsed());
     }
 }

@@ -1,4 +1,4 @@
-//! What Prometheus is told: counts, levels and distributions.
+//! What Prometheus is told: counters, gauges and histograms.
 //!
 //! The names are those of CockroachDB's own proxy with `_` for `.`, so that
 //! dashboards carry over. No globals: the server owns one `Metrics` and shares it.
@@ -88,9 +88,9 @@ pub enum Event {
     RebalanceRequested,
 }
 
-/// Things of which there are some at any moment.
+/// What can go up and down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Level {
+pub enum Gauge {
     /// Sessions.
     SqlConns,
     /// Sessions asked to move that wait for a safe point or a worker.
@@ -134,12 +134,12 @@ struct Transfers {
     state_bytes: Histogram,
 }
 
-/// Counts as one of a [`Level`] until it is dropped.
+/// Counts as one of a [`Gauge`] until it is dropped.
 #[derive(Debug)]
-#[must_use = "the level goes down again when this is dropped"]
-pub struct LevelGuard(IntGauge);
+#[must_use = "the gauge goes down again when this is dropped"]
+pub struct GaugeGuard(IntGauge);
 
-impl Drop for LevelGuard {
+impl Drop for GaugeGuard {
     fn drop(&mut self) {
         self.0.dec();
     }
@@ -272,15 +272,15 @@ impl Metrics {
         self.counter(event).inc();
     }
 
-    /// Raises a level by one for as long as the guard lives.
-    pub fn hold(&self, level: Level) -> LevelGuard {
-        let gauge = match level {
-            Level::SqlConns => &self.sql_conns,
-            Level::RebalanceQueued => &self.rebalance_queued,
-            Level::RebalanceRunning => &self.rebalance_running,
+    /// Raises a gauge by one for as long as the guard lives.
+    pub fn hold(&self, gauge: Gauge) -> GaugeGuard {
+        let gauge = match gauge {
+            Gauge::SqlConns => &self.sql_conns,
+            Gauge::RebalanceQueued => &self.rebalance_queued,
+            Gauge::RebalanceRunning => &self.rebalance_running,
         };
         gauge.inc();
-        LevelGuard(gauge.clone())
+        GaugeGuard(gauge.clone())
     }
 
     /// One transfer is over: `held` is how long the client's requests were held,

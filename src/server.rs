@@ -3,8 +3,8 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,11 +15,12 @@ use crate::admin::{Admin, Readiness};
 use crate::balancer::Balancer;
 use crate::cancel::CancelKeys;
 use crate::config::{Address, Config};
-use crate::connection::{self, Shared};
+use crate::connection::{self, ProxyState};
+use crate::connection_limit::Limit;
 use crate::connector::Connector;
 use crate::metrics::{Event, Metrics};
-use crate::migration::Migrator;
-use crate::registry::{Places, Registry};
+use crate::registry::Registry;
+use crate::round::Rounds;
 use crate::session::{STACK_BYTES, Session};
 use crate::signals::Signal;
 use crate::tls::TlsContexts;
@@ -36,11 +37,11 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// The proxy, listening.
 pub struct Server {
-    shared: Arc<Shared>,
+    state: Arc<ProxyState>,
     listeners: Vec<Arc<TcpListener>>,
-    connections: Arc<Places>,
+    connections: Arc<Limit>,
     config_path: PathBuf,
-    stragglers: Receiver<Arc<Session>>,
+    missed_by_reload: Receiver<Arc<Session>>,
     /// Stops serving when the server has gone.
     admin: Option<Admin>,
 }
@@ -75,8 +76,8 @@ impl Server {
         let metrics = Arc::new(Metrics::new());
         let balancer = Balancer::new(&config.backends);
         let limit = config.max_connections;
-        let (straggler, stragglers) = crossbeam_channel::unbounded();
-        let shared = Arc::new(Shared {
+        let (missed, missed_by_reload) = crossbeam_channel::unbounded();
+        let state = Arc::new(ProxyState {
             connector: Arc::new(Connector::new(
                 &config,
                 &tls,
@@ -84,34 +85,34 @@ impl Server {
                 Arc::clone(&metrics),
             )),
             cancel_keys: CancelKeys::default(),
-            migrator: Migrator::new(config.migration.workers, Arc::clone(&metrics)),
+            rounds: Rounds::new(config.migration.workers, Arc::clone(&metrics)),
             metrics,
             sessions: Registry::default(),
-            session_places: Places::new(limit),
+            session_limit: Limit::new(limit),
             stopping: AtomicBool::new(false),
-            stragglers: straggler,
+            missed_by_reload: missed,
             config: Arc::new(RwLock::new(Arc::new(config))),
             tls: RwLock::new(Arc::new(tls)),
         });
         let admin = match admin {
             Some(listener) => {
-                let metrics = Arc::clone(&shared.metrics);
-                Some(Admin::start(listener, metrics, readiness(&shared))?)
+                let metrics = Arc::clone(&state.metrics);
+                Some(Admin::start(listener, metrics, readiness(&state))?)
             }
             None => None,
         };
         let server = Self {
-            shared,
+            state,
             admin,
             listeners,
-            connections: Places::new(limit + EXTRA_CONNECTIONS),
+            connections: Limit::new(limit + EXTRA_CONNECTIONS),
             config_path: config_path.to_owned(),
-            stragglers,
+            missed_by_reload,
         };
         let numbers = Arc::new(AtomicU64::new(0));
         for listener in &server.listeners {
             let acceptor = Acceptor {
-                shared: Arc::clone(&server.shared),
+                state: Arc::clone(&server.state),
                 listener: Arc::clone(listener),
                 connections: Arc::clone(&server.connections),
                 numbers: Arc::clone(&numbers),
@@ -145,12 +146,12 @@ impl Server {
             crossbeam_channel::select! {
                 recv(signals) -> signal => match signal {
                     Ok(Signal::Migrate) => {
-                        self.migrate("SIGUSR1", self.shared.sessions.snapshot());
+                        self.migrate("SIGUSR1", self.state.sessions.snapshot());
                     }
                     Ok(Signal::Reload) => self.reload(),
                     Ok(Signal::Stop) | Err(_) => break,
                 },
-                recv(self.stragglers) -> session => self.move_leaving(session.into_iter().collect()),
+                recv(self.missed_by_reload) -> session => self.move_leaving(session.into_iter().collect()),
             }
         }
         self.stop(signals);
@@ -158,62 +159,17 @@ impl Server {
 
     /// A round over those of `sessions` whose backend is to be left.
     fn move_leaving(&self, mut sessions: Vec<Arc<Session>>) {
-        let balancer = self.shared.connector.balancer();
-        sessions.retain(|session| balancer.is_leaving(session.backend()));
+        let balancer = self.state.connector.balancer();
+        sessions.retain(|session| balancer.must_drain(session.backend()));
         if !sessions.is_empty() {
             self.migrate("SIGHUP", sessions);
         }
     }
 
-    // ---- rounds ------------------------------------------------------------
-
-    /// Starts a round over `sessions`; a thread of its own sees to its end.
+    /// Starts a round over `sessions`.
     fn migrate(&self, trigger: &'static str, sessions: Vec<Arc<Session>>) {
-        let wait = self.shared.config.read().migration.wait;
-        let round = self.shared.migrator.round(trigger, sessions.len());
-        let number = round.number();
-        log::info!(round = number, trigger, sessions = sessions.len(); "migration round started");
-        let (ordered, orders_given) = crossbeam_channel::bounded::<Vec<Weak<Session>>>(1);
-        let watched = Arc::clone(&round);
-        let started = thread::Builder::new()
-            .name(format!("round-{number}"))
-            .spawn(move || {
-                let round = watched;
-                let deadline = round.started() + wait;
-                let waiting = orders_given.recv().unwrap_or_default();
-                // A look shortly before the end tells who has made no progress since.
-                let sample = deadline - (wait / 2).min(Duration::from_secs(1));
-                if !round.wait(sample) {
-                    let written: Vec<_> = waiting
-                        .iter()
-                        .map(|session| session.upgrade().map(|session| session.responses_written()))
-                        .collect();
-                    let mut until = deadline;
-                    while !round.wait(until) {
-                        for (session, written) in waiting.iter().zip(&written) {
-                            if let (Some(session), Some(written)) = (session.upgrade(), written) {
-                                session.withdraw(&round, *written);
-                            }
-                        }
-                        // Left are those that only waited for a worker just now.
-                        until = Instant::now() + Duration::from_secs(1);
-                    }
-                }
-                round.summarize();
-            });
-        if let Err(error) = started {
-            log::error!(round = number, reason:% = error; "migration round not started");
-            return;
-        }
-        // Here and not on the round's thread, so that of two rounds the later
-        // one's order is what a session is left with.
-        let mut waiting = Vec::with_capacity(sessions.len());
-        for session in sessions {
-            session.order_move(&round);
-            waiting.push(Arc::downgrade(&session));
-        }
-        // Its receiver waits for nothing else.
-        let _ = ordered.send(waiting);
+        let wait = self.state.config.read().migration.wait;
+        self.state.rounds.start(trigger, sessions, wait);
     }
 
     // ---- reload ------------------------------------------------------------
@@ -234,26 +190,26 @@ impl Server {
                 return;
             }
         };
-        let old = Arc::clone(&self.shared.config.read());
+        let old = Arc::clone(&self.state.config.read());
         if config.listen != old.listen || config.admin_listen != old.admin_listen {
             log::warn!(file; "listen and admin_listen take effect at the next start");
         }
         if config.dialect != old.dialect {
             log::warn!(file; "dialect takes effect for new sessions");
         }
-        self.shared.connector.balancer().configure(&config.backends);
-        self.shared.connector.configure(&config, &tls);
-        *self.shared.tls.write() = Arc::new(tls);
-        self.shared
-            .migrator
+        self.state.connector.balancer().configure(&config.backends);
+        self.state.connector.configure(&config, &tls);
+        *self.state.tls.write() = Arc::new(tls);
+        self.state
+            .rounds
             .workers()
             .set_limit(config.migration.workers);
-        self.shared.session_places.set_limit(config.max_connections);
+        self.state.session_limit.set(config.max_connections);
         self.connections
-            .set_limit(config.max_connections + EXTRA_CONNECTIONS);
-        *self.shared.config.write() = Arc::new(config);
+            .set(config.max_connections + EXTRA_CONNECTIONS);
+        *self.state.config.write() = Arc::new(config);
         log::info!(file; "configuration reloaded");
-        self.move_leaving(self.shared.sessions.snapshot());
+        self.move_leaving(self.state.sessions.snapshot());
     }
 
     // ---- the end -----------------------------------------------------------
@@ -261,21 +217,21 @@ impl Server {
     /// Takes no new clients, ends each session at its next safe point, and the
     /// rest at `shutdown_grace` or at the next signal to stop.
     fn stop(self, signals: &Receiver<Signal>) {
-        let grace = self.shared.config.read().shutdown_grace;
+        let grace = self.state.config.read().shutdown_grace;
         let deadline = Instant::now() + grace;
-        self.shared.stopping.store(true, Ordering::SeqCst);
+        self.state.stopping.store(true, Ordering::SeqCst);
         for listener in &self.listeners {
             // Wakes the thread that is blocked in accept; on Linux it then
             // fails with EINVAL.
             let _ = rustix::net::shutdown(listener, rustix::net::Shutdown::Both);
         }
-        let sessions = self.shared.sessions.snapshot();
+        let sessions = self.state.sessions.snapshot();
         log::info!(sessions = sessions.len(), grace:? = grace; "shutting down");
         for session in &sessions {
             session.order_end();
         }
         drop(sessions);
-        let emptied = watch_empty(&self.shared.session_places, deadline);
+        let emptied = watch_empty(&self.state.session_limit, deadline);
         let forced = loop {
             crossbeam_channel::select! {
                 recv(emptied) -> empty => break !empty.unwrap_or(false),
@@ -286,7 +242,7 @@ impl Server {
             }
         };
         if forced {
-            let sessions = self.shared.sessions.snapshot();
+            let sessions = self.state.sessions.snapshot();
             log::warn!(sessions = sessions.len(); "closing sessions that did not end in time");
             for session in sessions {
                 session.force_end();
@@ -300,7 +256,7 @@ impl Server {
 }
 
 /// Tells when all places are given back (true), or that `deadline` has passed.
-fn watch_empty(places: &Arc<Places>, deadline: Instant) -> Receiver<bool> {
+fn watch_empty(places: &Arc<Limit>, deadline: Instant) -> Receiver<bool> {
     let (sender, receiver) = crossbeam_channel::bounded(1);
     let places = Arc::clone(places);
     let watcher = thread::Builder::new()
@@ -318,20 +274,24 @@ fn watch_empty(places: &Arc<Places>, deadline: Instant) -> Receiver<bool> {
 
 /// What `/readyz` answers: at least one active backend takes connections, and
 /// the proxy takes clients.  Asked anew at most once a second.
-fn readiness(shared: &Arc<Shared>) -> Readiness {
+fn readiness(state: &Arc<ProxyState>) -> Readiness {
     const FRESH: Duration = Duration::from_secs(1);
-    let shared = Arc::clone(shared);
+    let state = Arc::clone(state);
     let last: Mutex<Option<(Instant, bool)>> = Mutex::new(None);
     Arc::new(move || {
-        if shared.stopping.load(Ordering::SeqCst) {
+        if state.stopping.load(Ordering::SeqCst) {
             return Err("shutting down".to_owned());
         }
-        let mut last = last.lock();
-        let reachable = match *last {
+        let known = *last.lock();
+        let reachable = match known {
             Some((at, reachable)) if at.elapsed() < FRESH => reachable,
-            _ => shared.connector.any_reachable(FRESH),
+            // Without the lock: a dial waits, and others may ask meanwhile.
+            _ => {
+                let reachable = state.connector.any_reachable(FRESH);
+                *last.lock() = Some((Instant::now(), reachable));
+                reachable
+            }
         };
-        *last = Some((Instant::now(), reachable));
         if reachable {
             Ok(())
         } else {
@@ -355,9 +315,9 @@ fn bind(address: &Address) -> io::Result<TcpListener> {
 }
 
 struct Acceptor {
-    shared: Arc<Shared>,
+    state: Arc<ProxyState>,
     listener: Arc<TcpListener>,
-    connections: Arc<Places>,
+    connections: Arc<Limit>,
     numbers: Arc<AtomicU64>,
 }
 
@@ -366,7 +326,7 @@ impl Acceptor {
         loop {
             match self.listener.accept() {
                 Ok((stream, client)) => self.serve(stream, client),
-                Err(_) if self.shared.stopping.load(Ordering::SeqCst) => return,
+                Err(_) if self.state.stopping.load(Ordering::SeqCst) => return,
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
                     log::warn!(reason:% = error; "cannot accept a connection");
@@ -378,22 +338,22 @@ impl Acceptor {
 
     fn serve(&self, stream: TcpStream, client: SocketAddr) {
         let conn = self.numbers.fetch_add(1, Ordering::Relaxed) + 1;
-        self.shared.metrics.count(Event::Accepted);
+        self.state.metrics.count(Event::Accepted);
         let Some(place) = self.connections.take() else {
-            self.shared.metrics.count(Event::Refused);
+            self.state.metrics.count(Event::Refused);
             log::warn!(conn, client:%; "connection closed: too many connections in their handshake");
             return;
         };
-        let shared = Arc::clone(&self.shared);
+        let state = Arc::clone(&self.state);
         let spawned = thread::Builder::new()
             .name(format!("request-{conn}"))
             .stack_size(STACK_BYTES)
             .spawn(move || {
-                connection::serve(&shared, conn, stream, client);
+                connection::serve(&state, conn, stream, client);
                 drop(place);
             });
         if let Err(error) = spawned {
-            self.shared.metrics.count(Event::Refused);
+            self.state.metrics.count(Event::Refused);
             log::warn!(conn, client:%, reason:% = error; "connection closed: no thread for it");
         }
     }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use log::kv::Value;
 use parking_lot::{Mutex, RwLock};
 
 use crate::balancer::BackendId;
@@ -18,15 +19,18 @@ use crate::disconnect::DisconnectReason;
 use crate::error::{Error, SqlState};
 use crate::exchange::{Exchange, SkipRule};
 use crate::forwarder::{Closing, Direction, Forwarder, Interrupt, Obstacle, Ordered, Ready};
-use crate::logging::Milliseconds;
+use crate::logging::{Milliseconds, event};
 use crate::message::fatal_error;
 use crate::metrics::Metrics;
-use crate::migration::{LookAgain, MoveTicket, Round, SessionName};
 use crate::processor::{self, Context, ProcessorExit, StreamPosition};
+use crate::round::{Movable, Round};
 use crate::server_conn::ServerConn;
+use crate::session_name::SessionName;
 use crate::socket::{ReadDeadline, Received, Wait};
 use crate::stream::Stream;
+use crate::ticket::MoveTicket;
 use crate::transfer::{self, TransferContext};
+use crate::workers::RetryOrder;
 
 /// How long the end of a session may wait: for a processor to notice, for the
 /// client to take its last message.
@@ -76,10 +80,48 @@ impl Cancellable for Session {
     }
 }
 
-impl LookAgain for Session {
-    fn look_again(&self) {
+impl RetryOrder for Session {
+    fn retry_order(&self) {
         if let Some(ready) = self.forwarder.retry_order() {
             self.start_transfer(ready);
+        }
+    }
+}
+
+impl Movable for Session {
+    fn order_move(&self, round: &Arc<Round>) {
+        let server = self.forwarder.server();
+        let from = Arc::clone(server.assignment.name());
+        drop(server);
+        let session = Weak::clone(&self.this) as Weak<dyn RetryOrder>;
+        let ticket = MoveTicket::new(round, &self.name, from, session);
+        if self.dialect == Dialect::PostgreSql {
+            ticket.give_up("dialect postgresql has no session transfer");
+            return;
+        }
+        match self.forwarder.order_move(ticket, Instant::now()) {
+            Ok(Ordered { ready, replaced }) => {
+                if let Some(replaced) = replaced {
+                    replaced.give_up(format!("replaced by round {}", round.number()));
+                }
+                if let Some(ready) = ready {
+                    self.start_transfer(ready);
+                }
+            }
+            Err(ticket) => ticket.give_up("session ended"),
+        }
+    }
+
+    fn responses_written(&self) -> u64 {
+        self.forwarder.responses_written()
+    }
+
+    fn withdraw(&self, round: &Arc<Round>, last_written: u64) {
+        let withdrawn = self
+            .forwarder
+            .withdraw(last_written, |ticket| Arc::ptr_eq(ticket.round(), round));
+        if let Some((ticket, obstacle)) = withdrawn {
+            ticket.give_up(Waited(obstacle, round.started().elapsed()).to_string());
         }
     }
 }
@@ -126,15 +168,9 @@ impl Session {
     }
 
     fn log_opened(&self) {
-        let SessionName {
-            conn,
-            client,
-            user,
-            database,
-        } = &*self.name;
         let server = self.forwarder.server();
-        let backend = &**server.assignment.name();
-        log::info!(conn, client, user, database, backend; "session opened");
+        let backend = ("backend", (&**server.assignment.name()).into());
+        event("session opened", &self.name.pairs([backend]));
     }
 
     // ---- forwarding --------------------------------------------------------
@@ -245,16 +281,20 @@ impl Session {
     /// Tells the client why its session ends, where it does not know, and that
     /// it ends: without TLS's close_notify an end looks like an attack.
     fn tell_cause(&self) {
-        let cause = self.cause.lock();
-        let message = match (&*cause, self.forwarder.closing()) {
-            (Some(cause), _) => cause.last_message(),
+        // The cause first and the forwarder after it: never one lock under the other.
+        let known = self
+            .cause
+            .lock()
+            .as_ref()
+            .map(DisconnectReason::last_message);
+        let message = match (known, self.forwarder.closing()) {
+            (Some(message), _) => message,
             (None, Some(Closing::ShutdownSafe | Closing::ShutdownForced)) => Some(fatal_error(
                 SqlState::ADMIN_SHUTDOWN,
                 "terminating connection because sqlproxy is shutting down",
             )),
             (None, Some(Closing::Ended) | None) => None,
         };
-        drop(cause);
         if let Some(message) = message {
             send_final(&self.client, &message);
         }
@@ -263,70 +303,26 @@ impl Session {
     /// Counts and logs the end.
     pub fn end(&self, metrics: &Metrics, lasted: Duration) {
         self.client.shutdown();
-        let cause = self.cause.lock();
-        if let Some(event) = cause.as_ref().and_then(DisconnectReason::event) {
-            metrics.count(event);
-        }
-        let reason = match &*cause {
-            None => "proxy shutting down".to_owned(),
-            Some(cause) => cause.to_string(),
+        let (counted, reason) = match &*self.cause.lock() {
+            None => (None, "proxy shutting down".to_owned()),
+            Some(cause) => (cause.event(), cause.to_string()),
         };
-        let SessionName {
-            conn,
-            client,
-            user,
-            database,
-        } = &*self.name;
+        if let Some(counted) = counted {
+            metrics.count(counted);
+        }
         let server = self.forwarder.server();
-        let backend = &**server.assignment.name();
         let lasted = Milliseconds(lasted);
-        log::info!(
-            conn, client, user, database, backend, reason, lasted_ms:% = lasted;
-            "session closed"
+        event(
+            "session closed",
+            &self.name.pairs([
+                ("backend", (&**server.assignment.name()).into()),
+                ("reason", reason.as_str().into()),
+                ("lasted_ms", Value::from_display(&lasted)),
+            ]),
         );
     }
 
     // ---- transfers and the end, asked for by others ------------------------
-
-    /// Asks the session to move in `round`.
-    pub fn order_move(&self, round: &Arc<Round>) {
-        let server = self.forwarder.server();
-        let from = Arc::clone(server.assignment.name());
-        drop(server);
-        let session = Weak::clone(&self.this) as Weak<dyn LookAgain>;
-        let ticket = MoveTicket::new(round, &self.name, from, session);
-        if self.dialect == Dialect::PostgreSql {
-            ticket.give_up("dialect postgresql has no session transfer");
-            return;
-        }
-        match self.forwarder.order_move(ticket, Instant::now()) {
-            Ok(Ordered { ready, replaced }) => {
-                if let Some(replaced) = replaced {
-                    replaced.give_up(format!("replaced by round {}", round.number()));
-                }
-                if let Some(ready) = ready {
-                    self.start_transfer(ready);
-                }
-            }
-            Err(ticket) => ticket.give_up("session ended"),
-        }
-    }
-
-    /// Takes back what `round` ordered, unless it is about to begin.
-    pub fn withdraw(&self, round: &Arc<Round>, last_written: u64) {
-        let withdrawn = self
-            .forwarder
-            .withdraw(last_written, |ticket| Arc::ptr_eq(ticket.round(), round));
-        if let Some((ticket, obstacle)) = withdrawn {
-            ticket.give_up(Waited(obstacle, round.started().elapsed()).to_string());
-        }
-    }
-
-    /// See [`Forwarder::responses_written`].
-    #[must_use]
-    pub fn responses_written(&self) -> u64 {
-        self.forwarder.responses_written()
-    }
 
     /// Ends the session at its next safe point.
     pub fn order_end(&self) {
@@ -360,7 +356,7 @@ impl Session {
                         session.close(Closing::Ended);
                     });
                     // For an order that came meanwhile.
-                    session.look_again();
+                    session.retry_order();
                 }
             });
         if let Err(error) = spawned
@@ -375,7 +371,7 @@ impl Session {
             ticket.give_up(format!("no thread for the transfer: {error}"));
             drop(permit);
             // Ends: each time round gives one waiting order up.
-            self.look_again();
+            self.retry_order();
         }
     }
 }

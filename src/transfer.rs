@@ -36,12 +36,13 @@ use crate::forwarder::{NotParked, Ready, Resumed, Suspension};
 use crate::frame::{Frame, FrameReader};
 use crate::message::{BackendTag, ErrorFields, TERMINATE, parameter_status};
 use crate::metrics::TransferOutcome;
-use crate::migration::{MoveTicket, Report, Round};
 use crate::parameters::Parameters;
+use crate::round::Round;
 use crate::server_conn::ServerConn;
 use crate::socket::ReadDeadline;
 use crate::startup::{REVIVAL_TOKEN, StartupPacket};
 use crate::stream::Stream;
+use crate::ticket::{MoveTicket, Report};
 
 /// Room in a DataRow besides the state: key, token, lengths.
 const ROW_OVERHEAD_BYTES: usize = 64 * 1024;

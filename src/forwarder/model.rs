@@ -29,7 +29,7 @@ use shuttle::scheduler::{DfsScheduler, PctScheduler, RandomScheduler};
 use shuttle::{Config, MaxSteps, Runner, thread};
 
 use super::{Closing, Direction};
-use crate::migration::Workers;
+use crate::workers::Workers;
 use net::{BEGIN, COMMIT, COPY, COPY_DATA, COPY_DONE, HEAD, PARSE, QUERY, SYNC, TAIL};
 use session::Model;
 

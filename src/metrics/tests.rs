@@ -53,9 +53,9 @@ fn every_event_counts_under_its_own_name() {
 #[test]
 fn a_level_lasts_as_long_as_its_guard() {
     let table = [
-        (Level::SqlConns, "proxy_sql_conns"),
-        (Level::RebalanceQueued, "proxy_balancer_rebalance_queued"),
-        (Level::RebalanceRunning, "proxy_balancer_rebalance_running"),
+        (Gauge::SqlConns, "proxy_sql_conns"),
+        (Gauge::RebalanceQueued, "proxy_balancer_rebalance_queued"),
+        (Gauge::RebalanceRunning, "proxy_balancer_rebalance_running"),
     ];
     for (level, name) in table {
         let metrics = Metrics::new();

@@ -13,8 +13,8 @@ use crate::forwarder::{
     Closed, Closing, Direction, Forwarder, Interrupt, NotParked, Ordered, Ready, ResponseAdmission,
     Resumed, Suspension, Ticket,
 };
-use crate::migration::{LookAgain, Permit, Workers};
 use crate::sync::{Condvar, Mutex};
+use crate::workers::{RetryOrder, WorkerPermit, Workers};
 
 /// A moment that never comes.
 fn never() -> Instant {
@@ -50,13 +50,13 @@ pub(super) struct Order {
     outcome: Arc<Outcome>,
     workers: Arc<Workers>,
     queued: Arc<AtomicBool>,
-    session: Weak<dyn LookAgain>,
+    session: Weak<dyn RetryOrder>,
 }
 
 impl Ticket for Order {
-    type Permit = Permit;
+    type Permit = WorkerPermit;
 
-    fn try_start(&self) -> Option<Permit> {
+    fn try_start(&self) -> Option<WorkerPermit> {
         self.workers.take_or_queue(&self.queued, &self.session)
     }
 }
@@ -110,8 +110,8 @@ impl Interrupt for ReadDeadline {
     }
 }
 
-impl LookAgain for Model {
-    fn look_again(&self) {
+impl RetryOrder for Model {
+    fn retry_order(&self) {
         if let Some(ready) = self.forwarder.retry_order() {
             self.start_transfer(ready);
         }
@@ -270,7 +270,7 @@ impl Model {
                 model.carry_out(ready.suspension);
                 drop(ready.ticket);
                 drop(ready.permit);
-                model.look_again();
+                model.retry_order();
             });
         }
     }
@@ -335,7 +335,7 @@ impl Model {
             outcome: Arc::clone(&outcome),
             workers: Arc::clone(&self.workers),
             queued: Arc::default(),
-            session: Weak::clone(&self.this) as Weak<dyn LookAgain>,
+            session: Weak::clone(&self.this) as Weak<dyn RetryOrder>,
         };
         // Replaced or refused, an order ends by being dropped.
         if let Ok(Ordered {

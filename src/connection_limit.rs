@@ -1,0 +1,77 @@
+//! How many connections or sessions there may be.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex};
+
+#[derive(Debug)]
+struct Taken {
+    limit: usize,
+    taken: usize,
+}
+
+/// A limit on things that each hold a [`Permit`] while they live.
+#[derive(Debug)]
+pub struct Limit {
+    state: Mutex<Taken>,
+    emptied: Condvar,
+}
+
+/// One unit of a [`Limit`]; given back when dropped.
+#[derive(Debug)]
+pub struct Permit {
+    limit: Arc<Limit>,
+}
+
+impl Limit {
+    /// At most `limit` permits at once.
+    #[must_use]
+    pub fn new(limit: usize) -> Arc<Self> {
+        let state = Mutex::new(Taken { limit, taken: 0 });
+        Arc::new(Self {
+            state,
+            emptied: Condvar::new(),
+        })
+    }
+
+    /// Changes the number; those who have a permit keep it.
+    pub fn set(&self, limit: usize) {
+        self.state.lock().limit = limit;
+    }
+
+    /// A permit, where one is left.
+    #[must_use]
+    pub fn take(self: &Arc<Self>) -> Option<Permit> {
+        let mut state = self.state.lock();
+        if state.taken >= state.limit {
+            return None;
+        }
+        state.taken += 1;
+        Some(Permit {
+            limit: Arc::clone(self),
+        })
+    }
+
+    /// Waits until all permits are given back, or until `deadline`; tells which.
+    #[must_use]
+    pub fn wait_empty(&self, deadline: Instant) -> bool {
+        let mut state = self.state.lock();
+        while state.taken > 0 {
+            if self.emptied.wait_until(&mut state, deadline).timed_out() {
+                return state.taken == 0;
+            }
+        }
+        true
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut state = self.limit.state.lock();
+        state.taken -= 1;
+        if state.taken == 0 {
+            self.limit.emptied.notify_all();
+        }
+    }
+}

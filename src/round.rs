@@ -1,0 +1,275 @@
+//! Rounds: all transfers that one trigger starts.
+//!
+//! [`Rounds::start`] is the way from a trigger to its summary: it gives every
+//! session its order, and a thread of the round's own waits for the outcomes,
+//! takes back what `wait` did not suffice for, and writes the summary.  What
+//! happens to one order is the ticket's and the transfer's.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Receiver;
+use parking_lot::{Condvar, Mutex};
+
+use crate::logging::Milliseconds;
+use crate::metrics::{Metrics, TransferOutcome};
+use crate::workers::Workers;
+
+/// Between two progress lines of a round.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long before the end of `wait` a round notes how far each session's
+/// answers have come, to tell a client that does not read from a busy one.
+const SAMPLE_BEFORE_END: Duration = Duration::from_secs(1);
+
+/// A session as its round sees it.
+pub trait Movable: Send + Sync + 'static {
+    /// Asks the session to move in `round`.  Every order has exactly one outcome.
+    fn order_move(&self, round: &Arc<Round>);
+    /// How many writes to the client have begun.
+    fn responses_written(&self) -> u64;
+    /// Takes back what `round` ordered, unless the transfer is about to begin.
+    /// `last_written`: an earlier [`Self::responses_written`].
+    fn withdraw(&self, round: &Arc<Round>, last_written: u64);
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Counts {
+    success: usize,
+    recoverable: usize,
+    fatal: usize,
+}
+
+impl Counts {
+    const fn done(self) -> usize {
+        self.success + self.recoverable + self.fatal
+    }
+}
+
+/// All transfers that one trigger started.
+pub struct Round {
+    number: u64,
+    trigger: &'static str,
+    started: Instant,
+    sessions: usize,
+    workers: Arc<Workers>,
+    metrics: Arc<Metrics>,
+    counts: Mutex<Counts>,
+    changed: Condvar,
+    /// A refusal that one server said and that holds for the whole cluster: no
+    /// other session is asked in this round.
+    unsupported: OnceLock<String>,
+    /// See [`Rounds`].
+    unsupported_told: Arc<AtomicBool>,
+}
+
+impl Round {
+    /// When it began.
+    #[must_use]
+    pub const fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// Its number, from 1.
+    #[must_use]
+    pub const fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Who may transfer, and who is next.
+    #[must_use]
+    pub const fn workers(&self) -> &Arc<Workers> {
+        &self.workers
+    }
+
+    /// Where outcomes are counted.
+    #[must_use]
+    pub const fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// What a server of this cluster said to no session in particular.
+    #[must_use]
+    pub fn unsupported(&self) -> Option<&str> {
+        self.unsupported.get().map(String::as_str)
+    }
+
+    /// No session of this cluster can move, in a server's words.
+    pub fn note_unsupported(&self, text: &str) {
+        // The first one's words stand for all.
+        let _ = self.unsupported.set(text.to_owned());
+        if !self.unsupported_told.swap(true, Ordering::Relaxed) {
+            log::warn!(
+                round = self.number,
+                setting = "server.user_login.session_revival_token.enabled",
+                reason = text;
+                "no session can be moved: enable the setting on the SQL servers; \
+                 only a tenant's cluster has it"
+            );
+        }
+    }
+
+    /// One session's outcome.
+    pub fn note(&self, outcome: TransferOutcome) {
+        if outcome == TransferOutcome::Success {
+            self.unsupported_told.store(false, Ordering::Relaxed);
+        }
+        let mut counts = self.counts.lock();
+        match outcome {
+            TransferOutcome::Success => counts.success += 1,
+            TransferOutcome::Recoverable => counts.recoverable += 1,
+            TransferOutcome::Fatal => counts.fatal += 1,
+        }
+        if counts.done() >= self.sessions {
+            self.changed.notify_all();
+        }
+    }
+
+    /// Waits for the last outcome until `deadline` and writes a progress line a
+    /// second; true where the round is done.
+    fn wait(&self, deadline: Instant) -> bool {
+        loop {
+            let tick = self.next_progress();
+            let counts = {
+                let mut counts = self.counts.lock();
+                self.changed.wait_while_until(
+                    &mut counts,
+                    |counts| counts.done() < self.sessions,
+                    tick.min(deadline),
+                );
+                *counts
+            };
+            if counts.done() >= self.sessions {
+                return true;
+            }
+            let now = Instant::now();
+            if now >= tick {
+                let (done, of) = (counts.done(), self.sessions);
+                log::info!(round = self.number, done, of, waiting = of - done; "migration");
+            }
+            if now >= deadline {
+                return false;
+            }
+        }
+    }
+
+    fn next_progress(&self) -> Instant {
+        let elapsed = self.started.elapsed().as_millis() / PROGRESS_INTERVAL.as_millis();
+        let intervals = u32::try_from(elapsed).unwrap_or(u32::MAX - 1) + 1;
+        self.started + PROGRESS_INTERVAL * intervals
+    }
+
+    /// The life of the round's thread.
+    fn watch<S: Movable>(self: &Arc<Self>, wait: Duration, ordered: &Receiver<Vec<Weak<S>>>) {
+        let deadline = self.started + wait;
+        let waiting = ordered.recv().unwrap_or_default();
+        if !self.wait(deadline - (wait / 2).min(SAMPLE_BEFORE_END)) {
+            let sampled: Vec<_> = waiting
+                .iter()
+                .map(|session| session.upgrade().map(|session| session.responses_written()))
+                .collect();
+            let mut until = deadline;
+            while !self.wait(until) {
+                for (session, written) in waiting.iter().zip(&sampled) {
+                    if let (Some(session), Some(written)) = (session.upgrade(), written) {
+                        session.withdraw(self, *written);
+                    }
+                }
+                // Left are those that only waited for a worker just now.
+                until = Instant::now() + PROGRESS_INTERVAL;
+            }
+        }
+        self.summarize();
+    }
+
+    fn summarize(&self) {
+        let Counts {
+            success,
+            recoverable,
+            fatal,
+        } = *self.counts.lock();
+        log::info!(
+            round = self.number,
+            trigger = self.trigger,
+            sessions = self.sessions,
+            success,
+            recoverable,
+            fatal,
+            elapsed_ms:% = Milliseconds(self.started.elapsed());
+            "migration round finished"
+        );
+    }
+}
+
+/// Numbers the rounds and owns their workers.
+pub struct Rounds {
+    count: AtomicU64,
+    workers: Arc<Workers>,
+    metrics: Arc<Metrics>,
+    /// The log has said that sessions of this cluster cannot be moved, and none
+    /// has been since.
+    unsupported_told: Arc<AtomicBool>,
+}
+
+impl Rounds {
+    /// At most `workers` transfers at once, over all rounds.
+    #[must_use]
+    pub fn new(workers: usize, metrics: Arc<Metrics>) -> Self {
+        Self {
+            count: AtomicU64::new(0),
+            unsupported_told: Arc::default(),
+            workers: Workers::new(workers),
+            metrics,
+        }
+    }
+
+    /// Who may transfer, and who is next.
+    #[must_use]
+    pub const fn workers(&self) -> &Arc<Workers> {
+        &self.workers
+    }
+
+    /// A round over `sessions`, each of which may take `wait` to reach its safe
+    /// point.  Returns when every session has its order; a thread of the round's
+    /// own sees to its end.
+    pub fn start<S: Movable>(&self, trigger: &'static str, sessions: Vec<Arc<S>>, wait: Duration) {
+        let round = self.round(trigger, sessions.len());
+        let number = round.number;
+        log::info!(round = number, trigger, sessions = sessions.len(); "migration round started");
+        let (ordered, orders_given) = crossbeam_channel::bounded(1);
+        let watched = Arc::clone(&round);
+        let watcher = thread::Builder::new()
+            .name(format!("round-{number}"))
+            .spawn(move || watched.watch(wait, &orders_given));
+        if let Err(error) = watcher {
+            log::error!(round = number, reason:% = error; "migration round not started");
+            return;
+        }
+        // Here and not on the round's thread, so that of two rounds the later
+        // one's order is what a session is left with.
+        let mut waiting = Vec::with_capacity(sessions.len());
+        for session in sessions {
+            session.order_move(&round);
+            waiting.push(Arc::downgrade(&session));
+        }
+        // Its receiver waits for nothing else.
+        let _ = ordered.send(waiting);
+    }
+
+    fn round(&self, trigger: &'static str, sessions: usize) -> Arc<Round> {
+        Arc::new(Round {
+            number: self.count.fetch_add(1, Ordering::Relaxed) + 1,
+            trigger,
+            started: Instant::now(),
+            sessions,
+            workers: Arc::clone(&self.workers),
+            metrics: Arc::clone(&self.metrics),
+            counts: Mutex::default(),
+            changed: Condvar::new(),
+            unsupported: OnceLock::new(),
+            unsupported_told: Arc::clone(&self.unsupported_told),
+        })
+    }
+}

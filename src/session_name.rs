@@ -1,0 +1,35 @@
+//! What the log calls a session.
+
+use log::kv::Value;
+
+/// The keys that join all log lines of one client connection.
+#[derive(Debug, Clone)]
+pub struct SessionName {
+    /// The proxy's number of the connection.
+    pub conn: u64,
+    /// The client's address.
+    pub client: String,
+    /// From the startup packet; empty before it.
+    pub user: String,
+    /// From the startup packet; empty before it.
+    pub database: String,
+}
+
+impl SessionName {
+    /// The pairs `conn client user database`, then `more`, for
+    /// [`crate::logging::event`].
+    #[must_use]
+    pub fn pairs<'a>(
+        &'a self,
+        more: impl IntoIterator<Item = (&'a str, Value<'a>)>,
+    ) -> Vec<(&'a str, Value<'a>)> {
+        let mut pairs = vec![
+            ("conn", self.conn.into()),
+            ("client", self.client.as_str().into()),
+            ("user", self.user.as_str().into()),
+            ("database", self.database.as_str().into()),
+        ];
+        pairs.extend(more);
+        pairs
+    }
+}

@@ -1,0 +1,166 @@
+//! The order of a round to move one session.
+//!
+//! The session's forwarder holds the ticket until the safe transfer point; then
+//! the transfer does.  Whoever drops it: its outcome is logged, counted and told
+//! to the round exactly once.
+
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use log::kv::Value;
+
+use crate::forwarder::Ticket;
+use crate::logging::{Milliseconds, event};
+use crate::metrics::{Event, Gauge, GaugeGuard, TransferOutcome};
+use crate::round::Round;
+use crate::session_name::SessionName;
+use crate::workers::{RetryOrder, WorkerPermit};
+
+/// How one transfer ended, for log, metrics and round.
+#[derive(Debug)]
+pub struct Report {
+    /// In the contract's words.
+    pub outcome: TransferOutcome,
+    /// Why it did not succeed.
+    pub reason: Option<String>,
+    /// The backend that the session moved to.
+    pub to: Option<Arc<str>>,
+    /// From the order to the safe point, or to the giving up.
+    pub waited: Duration,
+    /// How long the client was held.
+    pub blocked: Duration,
+    /// Of the state, where it got that far.
+    pub state_bytes: Option<usize>,
+}
+
+impl Report {
+    /// A session that was not moved and never held.
+    #[must_use]
+    pub fn not_started(reason: impl Into<String>, waited: Duration) -> Self {
+        Self {
+            outcome: TransferOutcome::Recoverable,
+            reason: Some(reason.into()),
+            to: None,
+            waited,
+            blocked: Duration::ZERO,
+            state_bytes: None,
+        }
+    }
+}
+
+/// The order to move one session, of one round.
+pub struct MoveTicket {
+    round: Arc<Round>,
+    name: Arc<SessionName>,
+    from: Arc<str>,
+    session: Weak<dyn RetryOrder>,
+    queued: Arc<AtomicBool>,
+    issued: Instant,
+    /// Counts the ticket as waiting, then as under way.
+    gauge: Option<GaugeGuard>,
+    reported: bool,
+}
+
+impl MoveTicket {
+    /// An order of `round` for the session `name`, on backend `from`.
+    #[must_use]
+    pub fn new(
+        round: &Arc<Round>,
+        name: &Arc<SessionName>,
+        from: Arc<str>,
+        session: Weak<dyn RetryOrder>,
+    ) -> Self {
+        let metrics = round.metrics();
+        metrics.count(Event::RebalanceRequested);
+        Self {
+            gauge: Some(metrics.hold(Gauge::RebalanceQueued)),
+            round: Arc::clone(round),
+            name: Arc::clone(name),
+            from,
+            session,
+            queued: Arc::default(),
+            issued: Instant::now(),
+            reported: false,
+        }
+    }
+
+    /// The round it belongs to.
+    #[must_use]
+    pub const fn round(&self) -> &Arc<Round> {
+        &self.round
+    }
+
+    /// The transfer begins, on that backend: an earlier one may have moved the
+    /// session since the order was given.
+    pub fn begin(&mut self, from: Arc<str>) {
+        self.from = from;
+        self.gauge = Some(self.round.metrics().hold(Gauge::RebalanceRunning));
+    }
+
+    /// The transfer has ended.
+    pub fn finish(mut self, report: &Report) {
+        self.report(report);
+    }
+
+    /// It ended before it began.
+    pub fn give_up(mut self, reason: impl Into<String>) {
+        let waited = self.issued.elapsed();
+        self.report(&Report::not_started(reason, waited));
+    }
+
+    fn report(&mut self, report: &Report) {
+        if std::mem::replace(&mut self.reported, true) {
+            return;
+        }
+        // Before the round hears of its last outcome: then all gauges are down.
+        self.gauge = None;
+        self.log(report);
+        self.round
+            .metrics()
+            .transfer_finished(report.outcome, report.blocked, report.state_bytes);
+        self.round.note(report.outcome);
+    }
+
+    fn log(&self, report: &Report) {
+        // Built by hand: log's macro knows no key that is only there sometimes.
+        let mut pairs: Vec<(&str, Value<'_>)> = vec![
+            ("conn", self.name.conn.into()),
+            ("round", self.round.number().into()),
+            ("outcome", report.outcome.as_str().into()),
+            ("from", (&*self.from).into()),
+        ];
+        let (waited, blocked) = (Milliseconds(report.waited), Milliseconds(report.blocked));
+        if let Some(to) = &report.to {
+            pairs.push(("to", (&**to).into()));
+        }
+        if let Some(reason) = &report.reason {
+            pairs.push(("reason", reason.as_str().into()));
+        }
+        pairs.push(("waited_ms", Value::from_display(&waited)));
+        pairs.push(("blocked_ms", Value::from_display(&blocked)));
+        if let Some(bytes) = report.state_bytes {
+            pairs.push(("state_bytes", bytes.into()));
+        }
+        pairs.push(("client", self.name.client.as_str().into()));
+        pairs.push(("user", self.name.user.as_str().into()));
+        event("transfer finished", &pairs);
+    }
+}
+
+impl Ticket for MoveTicket {
+    type Permit = WorkerPermit;
+
+    fn try_start(&self) -> Option<WorkerPermit> {
+        self.round
+            .workers()
+            .take_or_queue(&self.queued, &self.session)
+    }
+}
+
+impl Drop for MoveTicket {
+    fn drop(&mut self) {
+        let waited = self.issued.elapsed();
+        self.report(&Report::not_started("session ended", waited));
+    }
+}
