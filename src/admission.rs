@@ -13,7 +13,7 @@ use crate::config::Dialect;
 use crate::error::{Error, Peer, SqlState};
 use crate::frame::FrameReader;
 use crate::socket::{Received, Socket, Wait};
-use crate::startup::{MAX_STARTUP_BYTES, REMOTE_ADDRESS, REVIVAL_TOKEN, Startup, StartupPacket};
+use crate::startup::{MAX_STARTUP_BYTES, Startup, StartupPacket};
 use crate::stream::Stream;
 use crate::tls::{ClientTlsContext, HANDSHAKE_RECORD};
 
@@ -227,7 +227,7 @@ fn welcome(
     client_address: SocketAddr,
     dialect: Dialect,
 ) -> Result<Admission, Error> {
-    check(&mut startup, client_address, dialect)?;
+    dialect.check_startup(&mut startup, client_address)?;
     let client = FrameReader::new(stream, Peer::Client, buffer);
     Ok(Admission::Session(Admitted { client, startup }))
 }
@@ -276,32 +276,4 @@ fn read_packet(
             Received::Bytes(_) | Received::DeadlinePast | Received::Idle => {}
         }
     }
-}
-
-/// Refuses what no client may send and puts in what a server has to know.
-fn check(
-    startup: &mut StartupPacket,
-    client_address: SocketAddr,
-    dialect: Dialect,
-) -> Result<(), Error> {
-    if startup.has_ignoring_case(REVIVAL_TOKEN) {
-        return Err(Error::refused(
-            SqlState::REJECTED_CONNECTION,
-            format!(
-                "parameter {} is not allowed",
-                String::from_utf8_lossy(REVIVAL_TOKEN)
-            ),
-        ));
-    }
-    if startup.get(b"user").is_none_or(<[u8]>::is_empty) {
-        // PostgreSQL's own words and SQLSTATE (postmaster.c).
-        return Err(Error::refused(
-            SqlState::INVALID_AUTHORIZATION,
-            "no PostgreSQL user name specified in startup packet",
-        ));
-    }
-    if dialect == Dialect::CockroachDb {
-        startup.set_ignoring_case(REMOTE_ADDRESS, client_address.to_string().as_bytes());
-    }
-    Ok(())
 }

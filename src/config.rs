@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+pub use crate::dialect::Dialect;
 pub use address::Address;
 use reader::{Reader, Section};
 
@@ -66,15 +67,6 @@ pub struct Config {
     pub migration: Migration,
     /// `[[backend]]`, in the order of the file: at least one, names unique.
     pub backends: Vec<BackendConfig>,
-}
-
-/// The kind of SQL server behind the proxy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Dialect {
-    /// `"cockroachdb"`: sessions move by SHOW TRANSFER STATE and a revival token.
-    CockroachDb,
-    /// `"postgresql"`.
-    PostgreSql,
 }
 
 /// `[client_tls]`: TLS between clients and the proxy.

@@ -234,12 +234,13 @@ fn open(
         login: parameters.clone(),
     });
     let transfer = TransferContext {
+        dialect: config.dialect,
         connector: Arc::clone(&state.connector),
         startup,
         read_deadline,
         parameters: Arc::new(Mutex::new(parameters)),
     };
-    let session = Session::new(name, client, link, transfer, config.dialect, &state.config);
+    let session = Session::new(name, client, link, transfer, &state.config);
     Ok(Some(Opened {
         session,
         key: client_key,

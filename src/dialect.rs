@@ -1,57 +1,135 @@
-//! The SQL of a transfer and the check of its answers.
+//! What the proxy has to know of the servers' dialect.
 //!
-//! CockroachDB's two statements are `SHOW TRANSFER STATE WITH '<key>'` on the
-//! old server and `SELECT crdb_internal.deserialize_session(...)` on the new
-//! one.  Their answers are looked at to the letter before anything is believed:
-//! columns, key, tag, ReadyForQuery.
+//! A dialect is one file below `dialect/` and one line in each match of
+//! [`Dialect`].  It says how the server skips after an error, what belongs into a
+//! startup packet and what does not, and how a session's state is captured on one
+//! server and restored on another.  Nothing else in the proxy knows any SQL.
+//! No I/O happens here: requests are bytes, answers are whole messages.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
-use uuid::Uuid;
+mod cockroachdb;
 
+use std::net::SocketAddr;
+
+use crate::error::{Error, SqlState};
 use crate::frame::Frame;
-use crate::message::{BackendTag, ErrorFields, data_row, query, row_description, split_cstr};
+use crate::message::{BackendTag, ErrorFields, data_row, row_description, split_cstr};
+use crate::startup::StartupPacket;
 
-const STATE_COLUMNS: [&[u8]; 4] = [
-    b"error",
-    b"session_state_base64",
-    b"session_revival_token_base64",
-    b"transfer_key",
-];
-const RESTORE_COLUMN: &[u8] = b"crdb_internal.deserialize_session";
-
-/// The refusal of a cluster that cannot transfer any session.
-pub const TOKENS_UNSUPPORTED: &str = "session revival tokens are not supported on this cluster";
-
-/// A session's state and the token to log in with on another server.  Secret:
-/// never logged, never kept longer than the transfer.
-pub struct TransferState {
-    state_base64: String,
-    token: Vec<u8>,
-    state_bytes: usize,
+/// Which kind of server the backends are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// SQL pods of a CockroachDB tenant.
+    CockroachDb,
+    /// PostgreSQL.
+    PostgreSql,
 }
 
-impl TransferState {
-    /// Length of the state in bytes, base64 taken off.
+/// Where a server resumes after an error of an extended-protocol message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SkipRule {
+    /// At the next Sync; a Query or FunctionCall before it is dropped without
+    /// an answer (PostgreSQL).
+    #[default]
+    ToSync,
+    /// At the next Sync, or at a Query or FunctionCall before it, which is
+    /// dropped but may be answered by a lone ReadyForQuery. CockroachDB does
+    /// one or the other, depending on where the error arose.
+    Unknown,
+}
+
+impl Dialect {
+    /// How its servers skip after an error.
     #[must_use]
-    pub const fn state_bytes(&self) -> usize {
-        self.state_bytes
+    pub const fn skip_rule(self) -> SkipRule {
+        match self {
+            Self::CockroachDb => SkipRule::Unknown,
+            Self::PostgreSql => SkipRule::ToSync,
+        }
     }
 
-    /// The revival token, as the startup packet carries it.
-    #[must_use]
-    pub fn token(&self) -> &[u8] {
-        &self.token
+    /// How its sessions move to another server.
+    ///
+    /// # Errors
+    /// Why they do not, for the log.
+    pub fn session_transfer(self) -> Result<&'static dyn SessionTransfer, &'static str> {
+        match self {
+            Self::CockroachDb => Ok(&cockroachdb::Transfer),
+            Self::PostgreSql => Err("dialect postgresql has no session transfer"),
+        }
     }
 
-    /// The Query that restores the state.
-    #[must_use]
-    pub fn restore_query(&self) -> Vec<u8> {
-        let state = &self.state_base64;
-        query(&format!(
-            "SELECT crdb_internal.deserialize_session(decode('{state}', 'base64'))"
-        ))
+    /// Refuses what no client may send and puts in what a server has to know of
+    /// the client at `client`.
+    ///
+    /// # Errors
+    /// [`Error::Refused`], for the client.
+    pub fn check_startup(
+        self,
+        startup: &mut StartupPacket,
+        client: SocketAddr,
+    ) -> Result<(), Error> {
+        cockroachdb::refuse_token(startup)?;
+        if startup.get(b"user").is_none_or(<[u8]>::is_empty) {
+            // PostgreSQL's own words and SQLSTATE (postmaster.c).
+            return Err(Error::refused(
+                SqlState::INVALID_AUTHORIZATION,
+                "no PostgreSQL user name specified in startup packet",
+            ));
+        }
+        match self {
+            Self::CockroachDb => cockroachdb::prepare_startup(startup, client),
+            Self::PostgreSql => {}
+        }
+        Ok(())
     }
+}
+
+/// A dialect's way to move a session.
+pub trait SessionTransfer: Sync {
+    /// A new question for the state of one session.
+    fn capture(&self) -> Box<dyn Capture>;
+}
+
+/// The question for a session's state, asked of its old server.
+pub trait Capture {
+    /// Messages for the old server, which it answers up to one ReadyForQuery.
+    fn request(&self) -> Vec<u8>;
+
+    /// Reads the answer.
+    ///
+    /// # Errors
+    /// [`BadAnswer`]: no state, whatever else the answer holds.
+    fn read(&self, answer: &Answer) -> Result<Box<dyn SessionState>, BadAnswer>;
+}
+
+/// A session's state between two servers.  Secret: never logged, never kept
+/// longer than the transfer.
+pub trait SessionState {
+    /// Its size, as the log and `max_state_size` count it.
+    fn state_bytes(&self) -> usize;
+
+    /// Puts into the session's startup packet what the new server lets it in by.
+    fn prepare_login(&self, startup: &mut StartupPacket);
+
+    /// Messages for the new server, which it answers up to one ReadyForQuery.
+    fn restore_request(&self) -> Vec<u8>;
+
+    /// Checks that answer.
+    ///
+    /// # Errors
+    /// [`BadAnswer`]: the session is not restored there.
+    fn check_restored(&self, answer: &Answer) -> Result<(), BadAnswer>;
+}
+
+/// Why no session of a cluster can move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unsupported {
+    /// The server's text.
+    pub refusal: &'static str,
+    /// The server's setting that would change it.
+    pub setting: &'static str,
+    /// What the operator can do, for the log.
+    pub advice: &'static str,
 }
 
 /// Why an answer gave no state, or no restored session.
@@ -60,6 +138,9 @@ pub enum BadAnswer {
     /// The server says so in the answer's own column.
     #[error("server refused: {0}")]
     Refused(String),
+    /// The same, of the whole cluster.
+    #[error("server refused: {}", .0.refusal)]
+    Unsupported(Unsupported),
     /// The server answered with an ErrorResponse.
     #[error("{message} ({sqlstate})")]
     Error {
@@ -73,13 +154,7 @@ pub enum BadAnswer {
     Malformed(&'static str),
 }
 
-/// The Query for a session's state.
-#[must_use]
-pub fn state_query(key: Uuid) -> Vec<u8> {
-    query(&format!("SHOW TRANSFER STATE WITH '{key}'"))
-}
-
-/// An answer to a simple query, collected up to its ReadyForQuery.  Messages
+/// An answer, collected up to its ReadyForQuery.  Messages
 /// that a server may send at any time are not part of it.
 #[derive(Debug, Default)]
 pub struct Answer {
@@ -160,55 +235,5 @@ impl Answer {
             return malformed("the session is not idle after it");
         }
         Ok(values)
-    }
-}
-
-/// Reads the answer to [`state_query`].
-///
-/// # Errors
-/// [`BadAnswer`]: no state, whatever else the answer holds.
-pub fn read_state(answer: &Answer, key: Uuid) -> Result<TransferState, BadAnswer> {
-    let malformed = |what| Err(BadAnswer::Malformed(what));
-    let row = answer.single_row(&STATE_COLUMNS, "SHOW TRANSFER STATE 1")?;
-    let &[error, state, token, echoed] = row.as_slice() else {
-        return malformed("row of the wrong width");
-    };
-    if echoed != Some(key.to_string().as_bytes()) {
-        return malformed("wrong transfer key");
-    }
-    // NULL means no error: an empty text would be an error without words.
-    if let Some(error) = error {
-        return Err(BadAnswer::Refused(
-            String::from_utf8_lossy(error).into_owned(),
-        ));
-    }
-    let (Some(state), Some(token)) = (state, token) else {
-        return malformed("neither an error nor a state");
-    };
-    // Decoded for two reasons: its length, and that nothing but base64 gets
-    // into the text of the restoring statement.
-    let (Ok(decoded), Ok(text)) = (BASE64.decode(state), std::str::from_utf8(state)) else {
-        return malformed("the state is not base64");
-    };
-    if token.is_empty() || BASE64.decode(token).is_err() {
-        return malformed("the token is not base64");
-    }
-    Ok(TransferState {
-        state_base64: text.to_owned(),
-        token: token.to_vec(),
-        state_bytes: decoded.len(),
-    })
-}
-
-/// Checks the answer to [`TransferState::restore_query`].
-///
-/// # Errors
-/// [`BadAnswer`]: the session is not restored there.
-pub fn check_restored(answer: &Answer) -> Result<(), BadAnswer> {
-    let row = answer.single_row(&[RESTORE_COLUMN], "SELECT 1")?;
-    match row.as_slice() {
-        // A boolean in text format (protocol document: true is `t`).
-        [Some(b"t")] => Ok(()),
-        _ => Err(BadAnswer::Malformed("the restore did not say true")),
     }
 }

@@ -17,21 +17,9 @@ mod queue;
 
 use std::fmt;
 
+pub use crate::dialect::SkipRule;
 use crate::message::{BackendTag, FrontendTag, TransactionStatus};
 use queue::{BatchEnd, Queue};
-
-/// Where a server resumes after an error of an extended-protocol message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum SkipRule {
-    /// At the next Sync; a Query or FunctionCall before it is dropped without
-    /// an answer (PostgreSQL).
-    #[default]
-    ToSync,
-    /// At the next Sync, or at a Query or FunctionCall before it, which is
-    /// dropped but may be answered by a lone ReadyForQuery. CockroachDB does
-    /// one or the other, depending on where the error arose.
-    Unknown,
-}
 
 /// Why a session is not at a safe transfer point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

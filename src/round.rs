@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 use parking_lot::{Condvar, Mutex};
 
+use crate::dialect::Unsupported;
 use crate::logging::Milliseconds;
 use crate::metrics::{Metrics, TransferOutcome};
 use crate::workers::Workers;
@@ -60,7 +61,7 @@ pub struct Round {
     changed: Condvar,
     /// A refusal that one server said and that holds for the whole cluster: no
     /// other session is asked in this round.
-    unsupported: OnceLock<String>,
+    unsupported: OnceLock<&'static str>,
     /// See [`Rounds`].
     unsupported_told: Arc<AtomicBool>,
 }
@@ -92,21 +93,25 @@ impl Round {
 
     /// What a server of this cluster said to no session in particular.
     #[must_use]
-    pub fn unsupported(&self) -> Option<&str> {
-        self.unsupported.get().map(String::as_str)
+    pub fn unsupported(&self) -> Option<&'static str> {
+        self.unsupported.get().copied()
     }
 
-    /// No session of this cluster can move, in a server's words.
-    pub fn note_unsupported(&self, text: &str) {
+    /// A server has said that no session of its cluster can move.
+    pub fn note_unsupported(&self, unsupported: &Unsupported) {
+        let Unsupported {
+            refusal,
+            setting,
+            advice,
+        } = *unsupported;
         // The first one's words stand for all.
-        let _ = self.unsupported.set(text.to_owned());
+        let _ = self.unsupported.set(refusal);
         if !self.unsupported_told.swap(true, Ordering::Relaxed) {
             log::warn!(
                 round = self.number,
-                setting = "server.user_login.session_revival_token.enabled",
-                reason = text;
-                "no session can be moved: enable the setting on the SQL servers; \
-                 only a tenant's cluster has it"
+                setting,
+                reason = refusal;
+                "no session can be moved: {advice}"
             );
         }
     }

@@ -14,10 +14,10 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::balancer::BackendId;
 use crate::cancel::{CancelTarget, Cancellable};
-use crate::config::{Config, Dialect};
+use crate::config::Config;
 use crate::disconnect::DisconnectReason;
 use crate::error::{Error, SqlState};
-use crate::exchange::{Exchange, SkipRule};
+use crate::exchange::Exchange;
 use crate::forwarder::{Closing, Direction, Forwarder, Interrupt, Obstacle, Ordered, Ready};
 use crate::logging::{Milliseconds, event};
 use crate::message::fatal_error;
@@ -50,7 +50,6 @@ pub struct Session {
     client: Arc<Stream>,
     forwarder: Arc<Forwarder<ServerConn, MoveTicket>>,
     transfer: TransferContext,
-    dialect: Dialect,
     /// The configuration in force: a transfer's limits are those of its time.
     config: Arc<RwLock<Arc<Config>>>,
     terminated: Arc<AtomicBool>,
@@ -95,8 +94,8 @@ impl Movable for Session {
         drop(server);
         let session = Weak::clone(&self.this) as Weak<dyn RetryOrder>;
         let ticket = MoveTicket::new(round, &self.name, from, session);
-        if self.dialect == Dialect::PostgreSql {
-            ticket.give_up("dialect postgresql has no session transfer");
+        if let Err(reason) = self.transfer.dialect.session_transfer() {
+            ticket.give_up(reason);
             return;
         }
         match self.forwarder.order_move(ticket, Instant::now()) {
@@ -134,20 +133,15 @@ impl Session {
         client: Arc<Stream>,
         server: Arc<ServerConn>,
         transfer: TransferContext,
-        dialect: Dialect,
         config: &Arc<RwLock<Arc<Config>>>,
     ) -> Arc<Self> {
-        let skip = match dialect {
-            Dialect::CockroachDb => SkipRule::Unknown,
-            Dialect::PostgreSql => SkipRule::ToSync,
-        };
+        let skip = transfer.dialect.skip_rule();
         let interrupt = Arc::clone(&transfer.read_deadline) as Arc<dyn Interrupt>;
         Arc::new_cyclic(|this| Self {
             name: Arc::clone(name),
             client,
             forwarder: Forwarder::new(Exchange::with_skip(skip), server, interrupt),
             transfer,
-            dialect,
             config: Arc::clone(config),
             terminated: Arc::default(),
             cause: Mutex::new(None),

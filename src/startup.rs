@@ -8,18 +8,20 @@ use crate::message::{put_cstr, put_sized, split_cstr};
 /// PostgreSQL refuses longer ones (pqcomm.h, `MAX_STARTUP_PACKET_LENGTH`).
 pub const MAX_STARTUP_BYTES: usize = 10_000;
 
-/// The token of a transferred session.  Whoever sends it logs in without any
-/// other check, so no client may.
-pub const REVIVAL_TOKEN: &[u8] = b"crdb:session_revival_token_base64";
-
-/// Tells a CockroachDB node the client's address behind the proxy.
-pub const REMOTE_ADDRESS: &[u8] = b"crdb:remote_addr";
-
 /// The longest secret of a cancel key (protocol 3.2).
 const MAX_CANCEL_SECRET_BYTES: usize = 256;
 
 /// Request code in a CancelRequest's place of the version.
 const CANCEL_REQUEST: u32 = 80_877_102;
+
+/// Request code of an SSLRequest.
+const SSL_REQUEST: u32 = 80_877_103;
+
+/// An SSLRequest as it goes over the wire.
+pub const SSL_REQUEST_PACKET: [u8; 8] = {
+    let [a, b, c, d] = SSL_REQUEST.to_be_bytes();
+    [0, 0, 0, 8, a, b, c, d]
+};
 
 const READING: &str = "reading the startup packet";
 
@@ -68,7 +70,6 @@ impl Startup {
     /// With the SQLSTATE that PostgreSQL gives: 08P01 for a malformed packet,
     /// 0A000 for a protocol the proxy does not speak.
     pub fn parse(body: &[u8]) -> Result<Self, Error> {
-        const SSL_REQUEST: u32 = 80_877_103;
         const GSSENC_REQUEST: u32 = 80_877_104;
         let Some((code, rest)) = body.split_first_chunk::<4>() else {
             return Err(malformed("shorter than its version field"));

@@ -30,6 +30,7 @@ use crate::certificates::{BadFile, Identity, load_certificates};
 use crate::config::{ClientTls, ClientTlsMode, Config, ServerTls};
 use crate::duplex::Duplex;
 use crate::socket::{Received, Socket, Wait};
+use crate::startup::SSL_REQUEST_PACKET;
 use crate::stream::Stream;
 use crate::transport::Transport;
 
@@ -40,8 +41,6 @@ pub const HANDSHAKE_RECORD: u8 = 0x16;
 const ALPN_POSTGRESQL: &[u8] = b"postgresql";
 /// The same as the extension holds it: length, name.
 const ALPN_OFFER: &[u8] = b"\x0apostgresql";
-/// SSLRequest: length 8, code 1234 << 16 | 5679.
-const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
 /// What both legs are configured to do: built once, shared by all sessions, and
 /// built anew as a whole by a reload.
@@ -338,7 +337,7 @@ enum Answer {
 /// Sends SSLRequest and takes one byte: what stands behind an `S` is the TLS
 /// library's to judge, so that nothing sent in clear slips in.
 fn request_tls(socket: &Socket, deadline: Instant) -> io::Result<Answer> {
-    socket.write_all(&SSL_REQUEST, Some(deadline))?;
+    socket.write_all(&SSL_REQUEST_PACKET, Some(deadline))?;
     let mut answer = Vec::with_capacity(1);
     match socket.read(&mut answer, Wait::Until(deadline))? {
         Received::Bytes(_) => {}

@@ -21,38 +21,36 @@
 //! Up to the new server's confirmation nothing but reads and one observer
 //! statement touches the old connection, so keeping costs nothing.
 
+mod restore;
+mod state_query;
+
 use std::sync::Arc;
 use std::time::Instant;
 
 use parking_lot::Mutex;
-use uuid::Uuid;
 
-use crate::authentication;
 use crate::config::Migration;
 use crate::connector::Connector;
-use crate::dialect::{self, Answer, BadAnswer, TOKENS_UNSUPPORTED, TransferState};
-use crate::error::{BadFrame, Error, Peer};
+use crate::dialect::{BadAnswer, Dialect};
+use crate::error::{Error, Peer};
 use crate::forwarder::{NotParked, Ready, Resumed, Suspension};
-use crate::frame::{Frame, FrameReader};
-use crate::message::{BackendTag, ErrorFields, TERMINATE, parameter_status};
+use crate::frame::FrameReader;
+use crate::message::TERMINATE;
 use crate::metrics::TransferOutcome;
 use crate::parameters::Parameters;
 use crate::round::Round;
 use crate::server_conn::ServerConn;
 use crate::socket::ReadDeadline;
-use crate::startup::{REVIVAL_TOKEN, StartupPacket};
+use crate::startup::StartupPacket;
 use crate::stream::Stream;
 use crate::ticket::{MoveTicket, Report};
-
-/// Room in a DataRow besides the state: key, token, lengths.
-const ROW_OVERHEAD_BYTES: usize = 64 * 1024;
-/// Any other answer to the two statements.
-const SHORT_ANSWER_BYTES: usize = 64 * 1024;
-/// No message of a PostgreSQL server is longer (memutils.h, `MaxAllocSize`).
-const MAX_MESSAGE_BYTES: usize = 0x3fff_ffff;
+use restore::Restored;
+use state_query::{NoState, OldServer};
 
 /// What a transfer needs of a session, owned by both.
 pub struct TransferContext {
+    /// How its servers give state out and take it back.
+    pub dialect: Dialect,
     /// Opens the new connection.
     pub connector: Arc<Connector>,
     /// The client's startup packet as the old server got it.
@@ -78,10 +76,9 @@ pub struct Lost {
 /// What became of the session.
 enum Outcome {
     Moved {
-        link: ServerConn,
-        resumed: Resumed,
-        /// What the new server reported at the restore.
-        restored: Parameters,
+        restored: Box<Restored>,
+        /// What the old server said to the client meanwhile.
+        to_client: Vec<u8>,
     },
     Kept {
         reason: String,
@@ -113,7 +110,6 @@ pub fn run(
         suspension: &suspension,
         round: ticket.round(),
         deadline,
-        to_client: Vec::new(),
         state_bytes: None,
     };
     let outcome = attempt.run();
@@ -129,17 +125,26 @@ pub fn run(
     };
     let report = match outcome {
         Outcome::Moved {
-            link,
-            mut resumed,
             restored,
+            mut to_client,
         } => {
-            let to = Arc::clone(link.assignment.name());
+            let Restored {
+                server,
+                parameters,
+                leftover,
+            } = *restored;
+            let to = Arc::clone(server.assignment.name());
             let old = suspension.server();
             let mut known = context.parameters.lock();
-            known.change_server(&old.login, &link.login, &mut resumed.to_client);
-            known.update(&restored, &mut resumed.to_client);
+            known.change_server(&old.login, &server.login, &mut to_client);
+            known.update(&parameters, &mut to_client);
             drop((known, old));
-            match suspension.resume_moved(Arc::new(link), resumed) {
+            let resumed = Resumed {
+                leftover,
+                to_client,
+                late_response: false,
+            };
+            match suspension.resume_moved(Arc::new(server), resumed) {
                 Ok(old) => {
                     let report = report(TransferOutcome::Success, None, Some(to));
                     terminate_server(&old.stream);
@@ -177,77 +182,52 @@ fn terminate_server(stream: &Stream) {
     stream.shutdown();
 }
 
-/// The server ends the session with this FATAL.
-fn session_ended_by(frame: &Frame) -> NoState {
-    let ErrorFields {
-        sqlstate, message, ..
-    } = ErrorFields::parse(frame.body());
-    NoState::Lost {
-        fatal: frame.as_bytes().to_vec(),
-        error: Error::ServerError {
-            operation: "the session",
-            sqlstate,
-            message,
-        },
-    }
-}
-
 struct Attempt<'a> {
     context: &'a TransferContext,
     max_state_bytes: usize,
     suspension: &'a Suspension<ServerConn, MoveTicket>,
     round: &'a Round,
     deadline: Instant,
-    /// What the old server sent unasked meanwhile: the client's.
-    to_client: Vec<u8>,
     state_bytes: Option<usize>,
-}
-
-/// Why there is no state, and in which condition the old connection is left.
-enum NoState {
-    /// The answer was read to its end.
-    Answered(BadAnswer),
-    /// The rest of the answer is still to come.
-    LateResponse(String),
-    /// `fatal` is the server's FATAL, if there was one.
-    Lost { fatal: Vec<u8>, error: Error },
 }
 
 impl Attempt<'_> {
     fn run(&mut self) -> Outcome {
         match self.suspension.wait_parked(self.deadline) {
             Ok(()) => {}
-            Err(NotParked::Closed) => return self.kept("session ended", Vec::new(), false),
+            Err(NotParked::Closed) => return kept("session ended", Resumed::default()),
             Err(NotParked::Timeout) => {
-                return self.kept("timeout while stopping the session", Vec::new(), false);
+                return kept("timeout while stopping the session", Resumed::default());
             }
         }
+        let transfer = match self.context.dialect.session_transfer() {
+            Ok(transfer) => transfer,
+            Err(reason) => return kept(reason, Resumed::default()),
+        };
         if let Some(text) = self.round.unsupported() {
-            let reason = format!("server refused: {text}");
-            let leftover = self.suspension.take_leftover();
-            return self.kept(reason, leftover, false);
+            return kept(format!("server refused: {text}"), Resumed::default());
         }
         let old = self.suspension.server();
         let leftover = self.suspension.take_leftover();
-        let mut reader = FrameReader::new(Arc::clone(&old.stream), Peer::Server, leftover);
-        let key = Uuid::new_v4();
-        let state = match self.fetch_state(&mut reader, key) {
+        let mut server = OldServer {
+            reader: FrameReader::new(Arc::clone(&old.stream), Peer::Server, leftover),
+            parameters: &self.context.parameters,
+            deadline: self.deadline,
+            to_client: Vec::new(),
+        };
+        let capture = transfer.capture();
+        let state = match server.fetch_state(&*capture, self.max_state_bytes) {
             Ok(state) => state,
             Err(NoState::Answered(bad)) => {
-                if let BadAnswer::Refused(text) = &bad
-                    && text == TOKENS_UNSUPPORTED
-                {
-                    self.round.note_unsupported(text);
+                if let BadAnswer::Unsupported(unsupported) = &bad {
+                    self.round.note_unsupported(unsupported);
                 }
-                let reason = format!("state query: {bad}");
-                return self.kept(reason, reader.into_parts().1, false);
+                return kept(format!("state query: {bad}"), server.resumed(false));
             }
-            Err(NoState::LateResponse(reason)) => {
-                return self.kept(reason, reader.into_parts().1, true);
-            }
+            Err(NoState::LateResponse(reason)) => return kept(reason, server.resumed(true)),
             Err(NoState::Lost { fatal, error }) => {
                 let fatal_sent = !fatal.is_empty();
-                let mut to_client = std::mem::take(&mut self.to_client);
+                let mut to_client = server.to_client;
                 to_client.extend(fatal);
                 return Outcome::Lost(Lost {
                     to_client,
@@ -257,228 +237,27 @@ impl Attempt<'_> {
             }
         };
         self.state_bytes = Some(state.state_bytes());
-        match self.restore(&old, &state) {
-            Ok((link, restored, leftover)) => {
+        let started = self.round.started();
+        match restore::restore(self.context, &old, &*state, started, self.deadline) {
+            Ok(restored) => {
                 // The client's as well, and read before its connection goes; but not
                 // its FATAL, which is true of that connection only.
-                if let Err(NoState::Lost { .. }) = self.take_unasked(&mut reader) {
+                if let Err(NoState::Lost { .. }) = server.take_unasked() {
                     log::debug!("the old server's connection ended just after the restore");
                 }
-                let to_client = std::mem::take(&mut self.to_client);
-                let resumed = Resumed {
-                    leftover,
-                    to_client,
-                    late_response: false,
-                };
                 Outcome::Moved {
-                    link,
-                    resumed,
-                    restored,
+                    restored: Box::new(restored),
+                    to_client: server.to_client,
                 }
             }
-            Err(reason) => self.kept(reason, reader.into_parts().1, false),
+            Err(reason) => kept(reason, server.resumed(false)),
         }
     }
+}
 
-    fn kept(
-        &mut self,
-        reason: impl Into<String>,
-        leftover: Vec<u8>,
-        late_response: bool,
-    ) -> Outcome {
-        let to_client = std::mem::take(&mut self.to_client);
-        Outcome::Kept {
-            reason: reason.into(),
-            resumed: Resumed {
-                leftover,
-                to_client,
-                late_response,
-            },
-        }
-    }
-
-    fn fetch_state(
-        &mut self,
-        reader: &mut FrameReader,
-        key: Uuid,
-    ) -> Result<TransferState, NoState> {
-        const OPERATION: &str = "fetching the session's state";
-        self.take_unasked(reader)?;
-        reader
-            .stream()
-            .write_all(&dialect::state_query(key), Some(self.deadline))
-            .map_err(|source| NoState::Lost {
-                fatal: Vec::new(),
-                error: Error::io(Peer::Server, OPERATION, source),
-            })?;
-        let limit = self.max_state_bytes.div_ceil(3) * 4 + ROW_OVERHEAD_BYTES;
-        let mut answer = Answer::default();
-        loop {
-            let frame = match reader.read(limit, self.deadline, OPERATION) {
-                Ok(frame) => frame,
-                Err(error) => return Err(self.unread(error)),
-            };
-            match frame.backend_tag() {
-                // The query's own.
-                BackendTag::NOTICE_RESPONSE => {}
-                tag if tag.is_asynchronous() => self.keep_for_client(&frame),
-                BackendTag::ERROR_RESPONSE if ErrorFields::parse(frame.body()).is_fatal() => {
-                    return Err(session_ended_by(&frame));
-                }
-                _ => {
-                    if answer.push(frame) {
-                        break;
-                    }
-                }
-            }
-            if Instant::now() >= self.deadline {
-                return Err(NoState::LateResponse(format!("timeout while {OPERATION}")));
-            }
-        }
-        let state = dialect::read_state(&answer, key).map_err(NoState::Answered)?;
-        let (found, most) = (state.state_bytes(), self.max_state_bytes);
-        if found > most {
-            let what = format!("session state of {found} bytes exceeds max_state_size {most}");
-            return Err(NoState::Answered(BadAnswer::Refused(what)));
-        }
-        Ok(state)
-    }
-
-    /// An answer that could not be read to its end: late, too large, or lost.
-    fn unread(&self, error: Error) -> NoState {
-        match error {
-            Error::Timeout { .. } => NoState::LateResponse(error.to_string()),
-            Error::Malformed {
-                source: BadFrame::TooLong { tag, length, .. },
-                ..
-            } if BackendTag(tag) == BackendTag::DATA_ROW && length <= MAX_MESSAGE_BYTES => {
-                let most = self.max_state_bytes;
-                NoState::LateResponse(format!("session state exceeds max_state_size {most}"))
-            }
-            error => NoState::Lost {
-                fatal: Vec::new(),
-                error,
-            },
-        }
-    }
-
-    /// Takes what has come unasked and belongs to the client.
-    fn take_unasked(&mut self, reader: &mut FrameReader) -> Result<(), NoState> {
-        const OPERATION: &str = "looking for unasked messages";
-        loop {
-            match reader.read_available(SHORT_ANSWER_BYTES, OPERATION) {
-                Ok(None) => return Ok(()),
-                Ok(Some(frame)) if frame.backend_tag().is_asynchronous() => {
-                    self.keep_for_client(&frame);
-                }
-                Ok(Some(frame)) if frame.backend_tag() == BackendTag::ERROR_RESPONSE => {
-                    return Err(session_ended_by(&frame));
-                }
-                Ok(Some(frame)) => {
-                    let what = format!("message {:?} unasked", char::from(frame.tag));
-                    let error = Error::protocol(Peer::Server, OPERATION, what);
-                    return Err(NoState::Lost {
-                        fatal: Vec::new(),
-                        error,
-                    });
-                }
-                Err(error) => {
-                    return Err(NoState::Lost {
-                        fatal: Vec::new(),
-                        error,
-                    });
-                }
-            }
-            if Instant::now() >= self.deadline {
-                let error = Error::Timeout {
-                    peer: Peer::Server,
-                    operation: OPERATION,
-                };
-                return Err(NoState::LateResponse(error.to_string()));
-            }
-        }
-    }
-
-    fn keep_for_client(&mut self, frame: &Frame) {
-        if frame.backend_tag() == BackendTag::PARAMETER_STATUS
-            && let Some((name, value)) = parameter_status(frame.body())
-        {
-            self.context.parameters.lock().set(name, value);
-        }
-        self.to_client.extend_from_slice(frame.as_bytes());
-    }
-
-    /// A new connection with the session restored on it, what it reported then, and
-    /// what it sent behind the answer.
-    fn restore(
-        &self,
-        old: &ServerConn,
-        state: &TransferState,
-    ) -> Result<(ServerConn, Parameters, Vec<u8>), String> {
-        const OPERATION: &str = "restoring the session";
-        let mut startup = self.context.startup.clone();
-        startup.set_ignoring_case(REVIVAL_TOKEN, state.token());
-        let (connected, login) = self
-            .context
-            .connector
-            .log_in_target(
-                old.assignment.id(),
-                &startup.to_bytes(),
-                &self.context.read_deadline,
-                self.round.started(),
-                self.deadline,
-            )
-            .map_err(|error| error.to_string())?;
-        let authentication::Login {
-            key,
-            parameters: login,
-        } = login;
-        let crate::connector::Connected {
-            assignment,
-            mut server,
-            ..
-        } = connected;
-        let name = Arc::clone(assignment.name());
-        let failed = |error: &dyn std::fmt::Display| format!("{name}: restore: {error}");
-        server
-            .stream()
-            .write_all(&state.restore_query(), Some(self.deadline))
-            .map_err(|source| failed(&Error::io(Peer::Server, OPERATION, source)))?;
-        let mut restored = Parameters::default();
-        let mut answer = Answer::default();
-        loop {
-            let frame = server
-                .read(SHORT_ANSWER_BYTES, self.deadline, OPERATION)
-                .map_err(|error| failed(&error))?;
-            match frame.backend_tag() {
-                BackendTag::NOTICE_RESPONSE => {}
-                BackendTag::PARAMETER_STATUS => {
-                    if let Some((name, value)) = parameter_status(frame.body()) {
-                        restored.set(name, value);
-                    }
-                }
-                BackendTag::NOTIFICATION_RESPONSE => {}
-                _ => {
-                    if answer.push(frame) {
-                        break;
-                    }
-                }
-            }
-            if Instant::now() >= self.deadline {
-                return Err(failed(&Error::Timeout {
-                    peer: Peer::Server,
-                    operation: OPERATION,
-                }));
-            }
-        }
-        dialect::check_restored(&answer).map_err(|bad| failed(&bad))?;
-        let (stream, leftover) = server.into_parts();
-        let link = ServerConn {
-            stream,
-            assignment,
-            key,
-            login,
-        };
-        Ok((link, restored, leftover))
+fn kept(reason: impl Into<String>, resumed: Resumed) -> Outcome {
+    Outcome::Kept {
+        reason: reason.into(),
+        resumed,
     }
 }

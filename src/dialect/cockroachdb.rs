@@ -1,0 +1,146 @@
+//! CockroachDB: a session's state is the server's own to give and to take back.
+//!
+//! Two statements: `SHOW TRANSFER STATE WITH '<key>'` on the old server and
+//! `SELECT crdb_internal.deserialize_session(...)` on the new one, which lets the
+//! session in by a revival token in the startup packet.  The answers are looked at
+//! to the letter before anything is believed: columns, key, tag, ReadyForQuery.
+
+use std::net::SocketAddr;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use uuid::Uuid;
+
+use super::{Answer, BadAnswer, Capture, SessionState, SessionTransfer, Unsupported};
+use crate::error::{Error, SqlState};
+use crate::message::query;
+use crate::startup::StartupPacket;
+
+const STATE_COLUMNS: [&[u8]; 4] = [
+    b"error",
+    b"session_state_base64",
+    b"session_revival_token_base64",
+    b"transfer_key",
+];
+const RESTORE_COLUMN: &[u8] = b"crdb_internal.deserialize_session";
+
+/// The token of a transferred session.  Whoever sends it logs in without any
+/// other check, so no client may.
+const REVIVAL_TOKEN: &[u8] = b"crdb:session_revival_token_base64";
+
+/// Tells a node the client's address behind the proxy.
+const REMOTE_ADDRESS: &[u8] = b"crdb:remote_addr";
+
+/// The refusal of a cluster that cannot transfer any session.
+const TOKENS_UNSUPPORTED: Unsupported = Unsupported {
+    refusal: "session revival tokens are not supported on this cluster",
+    setting: "server.user_login.session_revival_token.enabled",
+    advice: "enable the setting on the SQL servers; only a tenant's cluster has it",
+};
+
+/// Refuses a startup packet with a revival token, whatever the dialect: a node of
+/// CockroachDB may stand behind a file that says otherwise.
+pub(super) fn refuse_token(startup: &StartupPacket) -> Result<(), Error> {
+    if startup.has_ignoring_case(REVIVAL_TOKEN) {
+        let name = String::from_utf8_lossy(REVIVAL_TOKEN);
+        let text = format!("parameter {name} is not allowed");
+        return Err(Error::refused(SqlState::REJECTED_CONNECTION, text));
+    }
+    Ok(())
+}
+
+/// Puts in the client's address in place of what the client may have sent.
+pub(super) fn prepare_startup(startup: &mut StartupPacket, client: SocketAddr) {
+    startup.set_ignoring_case(REMOTE_ADDRESS, client.to_string().as_bytes());
+}
+
+/// Transfers sessions by the server's own two statements.
+pub(super) struct Transfer;
+
+impl SessionTransfer for Transfer {
+    fn capture(&self) -> Box<dyn Capture> {
+        Box::new(StateQuery {
+            key: Uuid::new_v4(),
+        })
+    }
+}
+
+/// `SHOW TRANSFER STATE` with a key that its answer has to echo.
+struct StateQuery {
+    key: Uuid,
+}
+
+impl Capture for StateQuery {
+    fn request(&self) -> Vec<u8> {
+        query(&format!("SHOW TRANSFER STATE WITH '{}'", self.key))
+    }
+
+    fn read(&self, answer: &Answer) -> Result<Box<dyn SessionState>, BadAnswer> {
+        let malformed = |what| Err(BadAnswer::Malformed(what));
+        let row = answer.single_row(&STATE_COLUMNS, "SHOW TRANSFER STATE 1")?;
+        let &[error, state, token, echoed] = row.as_slice() else {
+            return malformed("row of the wrong width");
+        };
+        if echoed != Some(self.key.to_string().as_bytes()) {
+            return malformed("wrong transfer key");
+        }
+        // NULL means no error: an empty text would be an error without words.
+        if let Some(error) = error {
+            let text = String::from_utf8_lossy(error).into_owned();
+            return Err(if text == TOKENS_UNSUPPORTED.refusal {
+                BadAnswer::Unsupported(TOKENS_UNSUPPORTED)
+            } else {
+                BadAnswer::Refused(text)
+            });
+        }
+        let (Some(state), Some(token)) = (state, token) else {
+            return malformed("neither an error nor a state");
+        };
+        // Decoded for two reasons: its length, and that nothing but base64 gets
+        // into the text of the restoring statement.
+        let (Ok(decoded), Ok(text)) = (BASE64.decode(state), std::str::from_utf8(state)) else {
+            return malformed("the state is not base64");
+        };
+        if token.is_empty() || BASE64.decode(token).is_err() {
+            return malformed("the token is not base64");
+        }
+        Ok(Box::new(SerializedSession {
+            state_base64: text.to_owned(),
+            token: token.to_vec(),
+            state_bytes: decoded.len(),
+        }))
+    }
+}
+
+/// What the old server gave out: the state and the token to log in with.
+struct SerializedSession {
+    state_base64: String,
+    token: Vec<u8>,
+    state_bytes: usize,
+}
+
+impl SessionState for SerializedSession {
+    fn state_bytes(&self) -> usize {
+        self.state_bytes
+    }
+
+    fn prepare_login(&self, startup: &mut StartupPacket) {
+        startup.set_ignoring_case(REVIVAL_TOKEN, &self.token);
+    }
+
+    fn restore_request(&self) -> Vec<u8> {
+        let state = &self.state_base64;
+        query(&format!(
+            "SELECT crdb_internal.deserialize_session(decode('{state}', 'base64'))"
+        ))
+    }
+
+    fn check_restored(&self, answer: &Answer) -> Result<(), BadAnswer> {
+        let row = answer.single_row(&[RESTORE_COLUMN], "SELECT 1")?;
+        match row.as_slice() {
+            // A boolean in text format (protocol document: true is `t`).
+            [Some(b"t")] => Ok(()),
+            _ => Err(BadAnswer::Malformed("the restore did not say true")),
+        }
+    }
+}

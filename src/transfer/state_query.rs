@@ -1,0 +1,183 @@
+//! Asking the old server for the session's state.
+//!
+//! The server may say something to the client at any moment: what belongs to the
+//! client is kept apart and never taken for a part of the answer.
+
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+use crate::dialect::{Answer, BadAnswer, Capture, SessionState};
+use crate::error::{BadFrame, Error, Peer};
+use crate::forwarder::Resumed;
+use crate::frame::{Frame, FrameReader};
+use crate::message::{BackendTag, ErrorFields, parameter_status};
+use crate::parameters::Parameters;
+
+/// Room in an answer besides the state: key, token, lengths.
+const ROW_OVERHEAD_BYTES: usize = 64 * 1024;
+/// Any message that is not the state.
+const SHORT_ANSWER_BYTES: usize = 64 * 1024;
+/// No message of a PostgreSQL server is longer (memutils.h, `MaxAllocSize`).
+const MAX_MESSAGE_BYTES: usize = 0x3fff_ffff;
+
+/// Why there is no state, and in which condition the old connection is left.
+pub(super) enum NoState {
+    /// The answer was read to its end.
+    Answered(BadAnswer),
+    /// The rest of the answer is still to come.
+    LateResponse(String),
+    /// `fatal` is the server's FATAL, if there was one.
+    Lost { fatal: Vec<u8>, error: Error },
+}
+
+/// The server ends the session with this FATAL.
+fn session_ended_by(frame: &Frame) -> NoState {
+    let ErrorFields {
+        sqlstate, message, ..
+    } = ErrorFields::parse(frame.body());
+    NoState::Lost {
+        fatal: frame.as_bytes().to_vec(),
+        error: Error::ServerError {
+            operation: "the session",
+            sqlstate,
+            message,
+        },
+    }
+}
+
+/// The old server's connection while the session is suspended.
+pub(super) struct OldServer<'a> {
+    pub(super) reader: FrameReader,
+    /// What the client has been told.
+    pub(super) parameters: &'a Mutex<Parameters>,
+    /// The transfer's.
+    pub(super) deadline: Instant,
+    /// What the server sent unasked meanwhile: the client's.
+    pub(super) to_client: Vec<u8>,
+}
+
+impl OldServer<'_> {
+    /// What the response processor takes up where the session goes on here.
+    pub(super) fn resumed(self, late_response: bool) -> Resumed {
+        let (_, leftover) = self.reader.into_parts();
+        Resumed {
+            leftover,
+            to_client: self.to_client,
+            late_response,
+        }
+    }
+
+    /// The session's state, at most `max_state_bytes` of it.
+    pub(super) fn fetch_state(
+        &mut self,
+        capture: &dyn Capture,
+        max_state_bytes: usize,
+    ) -> Result<Box<dyn SessionState>, NoState> {
+        const OPERATION: &str = "fetching the session's state";
+        self.take_unasked()?;
+        self.reader
+            .stream()
+            .write_all(&capture.request(), Some(self.deadline))
+            .map_err(|source| NoState::Lost {
+                fatal: Vec::new(),
+                error: Error::io(Peer::Server, OPERATION, source),
+            })?;
+        let limit = max_state_bytes.div_ceil(3) * 4 + ROW_OVERHEAD_BYTES;
+        let mut answer = Answer::default();
+        loop {
+            let frame = match self.reader.read(limit, self.deadline, OPERATION) {
+                Ok(frame) => frame,
+                Err(error) => return Err(unread(error, max_state_bytes)),
+            };
+            match frame.backend_tag() {
+                // The query's own.
+                BackendTag::NOTICE_RESPONSE => {}
+                tag if tag.is_asynchronous() => self.keep_for_client(&frame),
+                BackendTag::ERROR_RESPONSE if ErrorFields::parse(frame.body()).is_fatal() => {
+                    return Err(session_ended_by(&frame));
+                }
+                _ => {
+                    if answer.push(frame) {
+                        break;
+                    }
+                }
+            }
+            if Instant::now() >= self.deadline {
+                return Err(NoState::LateResponse(format!("timeout while {OPERATION}")));
+            }
+        }
+        let state = capture.read(&answer).map_err(NoState::Answered)?;
+        let (found, most) = (state.state_bytes(), max_state_bytes);
+        if found > most {
+            let what = format!("session state of {found} bytes exceeds max_state_size {most}");
+            return Err(NoState::Answered(BadAnswer::Refused(what)));
+        }
+        Ok(state)
+    }
+
+    /// Takes what has come unasked and belongs to the client.
+    pub(super) fn take_unasked(&mut self) -> Result<(), NoState> {
+        const OPERATION: &str = "looking for unasked messages";
+        loop {
+            match self.reader.read_available(SHORT_ANSWER_BYTES, OPERATION) {
+                Ok(None) => return Ok(()),
+                Ok(Some(frame)) if frame.backend_tag().is_asynchronous() => {
+                    self.keep_for_client(&frame);
+                }
+                Ok(Some(frame)) if frame.backend_tag() == BackendTag::ERROR_RESPONSE => {
+                    return Err(session_ended_by(&frame));
+                }
+                Ok(Some(frame)) => {
+                    let what = format!("message {:?} unasked", char::from(frame.tag));
+                    let error = Error::protocol(Peer::Server, OPERATION, what);
+                    return Err(NoState::Lost {
+                        fatal: Vec::new(),
+                        error,
+                    });
+                }
+                Err(error) => {
+                    return Err(NoState::Lost {
+                        fatal: Vec::new(),
+                        error,
+                    });
+                }
+            }
+            if Instant::now() >= self.deadline {
+                let error = Error::Timeout {
+                    peer: Peer::Server,
+                    operation: OPERATION,
+                };
+                return Err(NoState::LateResponse(error.to_string()));
+            }
+        }
+    }
+
+    fn keep_for_client(&mut self, frame: &Frame) {
+        if frame.backend_tag() == BackendTag::PARAMETER_STATUS
+            && let Some((name, value)) = parameter_status(frame.body())
+        {
+            self.parameters.lock().set(name, value);
+        }
+        self.to_client.extend_from_slice(frame.as_bytes());
+    }
+}
+
+/// An answer that could not be read to its end: late, too large, or lost.
+fn unread(error: Error, max_state_bytes: usize) -> NoState {
+    match error {
+        Error::Timeout { .. } => NoState::LateResponse(error.to_string()),
+        Error::Malformed {
+            source: BadFrame::TooLong { tag, length, .. },
+            ..
+        } if BackendTag(tag) == BackendTag::DATA_ROW && length <= MAX_MESSAGE_BYTES => {
+            NoState::LateResponse(format!(
+                "session state exceeds max_state_size {max_state_bytes}"
+            ))
+        }
+        error => NoState::Lost {
+            fatal: Vec::new(),
+            error,
+        },
+    }
+}
