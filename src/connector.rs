@@ -245,8 +245,8 @@ impl Connector {
             .connect(socket, &address.host, deadline)
             .map_err(failed)?
         {
-            tls::Connected::Stream(stream) => stream,
-            tls::Connected::RetryPlain(error) => {
+            tls::Negotiated::Stream(stream) => stream,
+            tls::Negotiated::RetryPlain(error) => {
                 log::debug!(address:%, reason:% = error; "TLS failed, connecting without it");
                 let socket = dial_tcp(address, read_deadline, deadline)?;
                 ServerTlsContext::connect_plain(socket)

@@ -25,7 +25,8 @@ fn run(arguments: &Arguments) -> Result<(), String> {
     let config = Config::load(&arguments.config).map_err(|error| error.to_string())?;
     limits::check(&config).map_err(|error| error.to_string())?;
     logging::init();
-    let tls = TlsContexts::load(&config).map_err(|error| error.to_string())?;
+    let tls = TlsContexts::load(config.client_tls.as_ref(), &config.server_tls)
+        .map_err(|error| error.to_string())?;
     if arguments.check_config {
         println!("{}: ok", arguments.config.display());
         return Ok(());

@@ -183,7 +183,7 @@ impl Server {
                 return;
             }
         };
-        let tls = match TlsContexts::load(&config) {
+        let tls = match TlsContexts::load(config.client_tls.as_ref(), &config.server_tls) {
             Ok(tls) => tls,
             Err(error) => {
                 log::error!(file, reason:% = error; "reload failed, nothing changed");

@@ -3,12 +3,16 @@
 //! Everything above speaks to a `Stream` and never asks which it is.  All
 //! methods take `&self`: one thread may read while another writes.
 
+mod duplex;
+mod transport;
+
 use std::io;
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use crate::duplex::Duplex;
 use crate::socket::{Received, Socket, Wait};
+pub(crate) use duplex::Duplex;
+pub(crate) use transport::Transport;
 
 /// A connection to a client or a server, ready for messages.
 #[derive(Debug)]

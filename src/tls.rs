@@ -2,17 +2,23 @@
 //!
 //! A context is built once from its files and shared by all sessions; a reload
 //! builds a new one, and live sessions keep what they have.  After the handshake
-//! a connection belongs to [`crate::duplex`].
+//! a connection belongs to [`crate::stream`].
 //!
 //! The client leg stands on the `openssl` crate itself, because native-tls'
 //! acceptor stops at TLS 1.2 and cannot ask for client certificates; the server
 //! leg stands on native-tls.
+
+mod certificates;
+mod settings;
 
 use std::error::Error as _;
 use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
+
+pub use certificates::BadFile;
+pub use settings::{ClientTls, ClientTlsMode, ServerTls, SslMode};
 
 use native_tls::{Certificate, Protocol, TlsConnector};
 use openssl::error::ErrorStack;
@@ -24,15 +30,10 @@ use openssl::stack::Stack;
 use openssl::x509::X509VerifyResult;
 use openssl::x509::store::X509StoreBuilder;
 
-pub use crate::config::SslMode;
-
-use crate::certificates::{BadFile, Identity, load_certificates};
-use crate::config::{ClientTls, ClientTlsMode, Config, ServerTls};
-use crate::duplex::Duplex;
 use crate::socket::{Received, Socket, Wait};
 use crate::startup::SSL_REQUEST_PACKET;
-use crate::stream::Stream;
-use crate::transport::Transport;
+use crate::stream::{Duplex, Stream, Transport};
+use certificates::{Identity, load_certificates};
 
 /// First byte of a TLS handshake record (RFC 8446, 5.1): where a startup packet
 /// begins with it, the client speaks direct TLS.
@@ -52,18 +53,15 @@ pub struct TlsContexts {
 }
 
 impl TlsContexts {
-    /// Reads all files that the configuration names.
+    /// Reads all files that the settings name.
     ///
     /// # Errors
     /// The first that cannot be used.
-    pub fn load(config: &Config) -> Result<Self, BadFile> {
-        let client = config
-            .client_tls
-            .as_ref()
-            .map(ClientTlsContext::from_config);
+    pub fn load(client: Option<&ClientTls>, server: &ServerTls) -> Result<Self, BadFile> {
+        let client = client.map(ClientTlsContext::from_settings);
         Ok(Self {
             client: client.transpose()?,
-            server: Arc::new(ServerTlsContext::from_config(&config.server_tls)?),
+            server: Arc::new(ServerTlsContext::from_settings(server)?),
         })
     }
 }
@@ -79,10 +77,10 @@ impl ClientTlsContext {
     ///
     /// # Errors
     /// As [`Self::load`].
-    pub fn from_config(config: &ClientTls) -> Result<Self, BadFile> {
-        let authorities = config.client_ca_file.as_deref();
-        let mut context = Self::load(&config.cert_file, &config.key_file, authorities)?;
-        context.required = config.mode == ClientTlsMode::Require;
+    pub fn from_settings(settings: &ClientTls) -> Result<Self, BadFile> {
+        let authorities = settings.client_ca_file.as_deref();
+        let mut context = Self::load(&settings.cert_file, &settings.key_file, authorities)?;
+        context.required = settings.mode == ClientTlsMode::Require;
         Ok(context)
     }
 
@@ -192,7 +190,7 @@ fn build_acceptor(
 
 /// What came of a try to connect with TLS.
 #[derive(Debug)]
-pub enum Connected {
+pub enum Negotiated {
     /// Ready for the startup packet.
     Stream(Stream),
     /// `prefer` only: TLS failed and took the connection with it; a new one is
@@ -211,9 +209,12 @@ impl ServerTlsContext {
     ///
     /// # Errors
     /// As [`Self::load`].
-    pub fn from_config(config: &ServerTls) -> Result<Self, BadFile> {
-        let files = config.cert_file.as_deref().zip(config.key_file.as_deref());
-        Self::load(config.sslmode, config.ca_file.as_deref(), files)
+    pub fn from_settings(settings: &ServerTls) -> Result<Self, BadFile> {
+        let files = settings
+            .cert_file
+            .as_deref()
+            .zip(settings.key_file.as_deref());
+        Self::load(settings.sslmode, settings.ca_file.as_deref(), files)
     }
 
     /// Reads the authorities and the proxy's own identity, where there are any:
@@ -278,31 +279,31 @@ impl ServerTlsContext {
     /// # Errors
     /// `TimedOut` at the deadline; `ConnectionRefused` where the server refuses
     /// TLS; `UnexpectedEof` where it leaves; `InvalidData` for anything else.
-    pub fn connect(&self, socket: Socket, host: &str, deadline: Instant) -> io::Result<Connected> {
+    pub fn connect(&self, socket: Socket, host: &str, deadline: Instant) -> io::Result<Negotiated> {
         if self.mode == SslMode::Disable {
-            return Ok(Connected::Stream(Self::connect_plain(socket)));
+            return Ok(Negotiated::Stream(Self::connect_plain(socket)));
         }
         let tried = match request_tls(&socket, deadline) {
-            Ok(Answer::Refused) if self.mode == SslMode::Prefer => {
-                return Ok(Connected::Stream(Self::connect_plain(socket)));
+            Ok(TlsAnswer::Refused) if self.mode == SslMode::Prefer => {
+                return Ok(Negotiated::Stream(Self::connect_plain(socket)));
             }
-            Ok(Answer::Refused) => Err(io::Error::new(
+            Ok(TlsAnswer::Refused) => Err(io::Error::new(
                 ErrorKind::ConnectionRefused,
                 "the server refuses TLS, which sslmode demands",
             )),
-            Ok(Answer::Willing) => self.handshake(socket, host, deadline),
+            Ok(TlsAnswer::Willing) => self.handshake(socket, host, deadline),
             Err(error) => Err(error),
         };
         match tried {
-            Ok(stream) => Ok(Connected::Stream(stream)),
+            Ok(stream) => Ok(Negotiated::Stream(stream)),
             Err(error) if self.mode == SslMode::Prefer && error.kind() != ErrorKind::TimedOut => {
-                Ok(Connected::RetryPlain(error))
+                Ok(Negotiated::RetryPlain(error))
             }
             Err(error) => Err(error),
         }
     }
 
-    /// The connection without TLS: what [`Connected::RetryPlain`] asks for.
+    /// The connection without TLS: what [`Negotiated::RetryPlain`] asks for.
     #[must_use]
     pub fn connect_plain(socket: Socket) -> Stream {
         Stream::Plain(socket)
@@ -329,14 +330,14 @@ impl ServerTlsContext {
     }
 }
 
-enum Answer {
+enum TlsAnswer {
     Willing,
     Refused,
 }
 
 /// Sends SSLRequest and takes one byte: what stands behind an `S` is the TLS
 /// library's to judge, so that nothing sent in clear slips in.
-fn request_tls(socket: &Socket, deadline: Instant) -> io::Result<Answer> {
+fn request_tls(socket: &Socket, deadline: Instant) -> io::Result<TlsAnswer> {
     socket.write_all(&SSL_REQUEST_PACKET, Some(deadline))?;
     let mut answer = Vec::with_capacity(1);
     match socket.read(&mut answer, Wait::Until(deadline))? {
@@ -344,8 +345,8 @@ fn request_tls(socket: &Socket, deadline: Instant) -> io::Result<Answer> {
         _ => return Err(ErrorKind::UnexpectedEof.into()),
     }
     match answer.as_slice() {
-        b"S" => Ok(Answer::Willing),
-        b"N" => Ok(Answer::Refused),
+        b"S" => Ok(TlsAnswer::Willing),
+        b"N" => Ok(TlsAnswer::Refused),
         b"E" => Err(failed(
             "the server answers the request for TLS with an error".to_owned(),
         )),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use openssl::ssl::{NameType, SslConnector, SslMethod, SslVerifyMode, SslVersion};
 use sqlproxy::socket::{ReadDeadline, Received, Wait};
 use sqlproxy::stream::Stream;
-use sqlproxy::tls::{ClientTlsContext, Connected, ServerTlsContext, SslMode, same_certificate};
+use sqlproxy::tls::{ClientTlsContext, Negotiated, ServerTlsContext, SslMode, same_certificate};
 
 use super::certs::{Certificate, Files, authority, ec_key};
 use super::peer::{careless_client, client_context, in_thread, server, sockets, soon};
@@ -289,7 +289,7 @@ fn connect(
     context: &ServerTlsContext,
     behaviour: Server<'_>,
     host: &str,
-) -> (io::Result<Connected>, Option<String>) {
+) -> (io::Result<Negotiated>, Option<String>) {
     let (socket, mut tcp) = sockets(&ReadDeadline::new().unwrap());
     let acceptor = match behaviour {
         Server::Tls(certificate) => Some(server(certificate, None)),
@@ -320,7 +320,7 @@ fn connect(
         tls.ssl().servername(NameType::HOST_NAME).map(str::to_owned)
     });
     let connected = context.connect(socket, host, soon());
-    if let Ok(Connected::Stream(stream)) = &connected {
+    if let Ok(Negotiated::Stream(stream)) = &connected {
         stream.write_all(b"plain   ", None).unwrap();
     }
     let name = peer.join().unwrap();
@@ -477,13 +477,13 @@ fn each_sslmode_demands_what_libpq_demands() {
         let context = ServerTlsContext::load(mode, ca_file, None).unwrap();
         let (connected, name) = connect(&context, behaviour, host);
         let outcome = match connected {
-            Ok(Connected::Stream(Stream::Plain(_))) => "plain".to_owned(),
-            Ok(Connected::Stream(Stream::Tls(_))) => {
+            Ok(Negotiated::Stream(Stream::Plain(_))) => "plain".to_owned(),
+            Ok(Negotiated::Stream(Stream::Tls(_))) => {
                 let by_name = host.contains("pod").then(|| host.to_owned());
                 assert_eq!(name, by_name, "case {number}: SNI");
                 "tls".to_owned()
             }
-            Ok(Connected::RetryPlain(error)) => format!("retry plain: {error}"),
+            Ok(Negotiated::RetryPlain(error)) => format!("retry plain: {error}"),
             Err(error) => error.to_string(),
         };
         let retries = expected.strip_prefix("retry plain: ");
@@ -544,7 +544,7 @@ fn knows_whether_both_legs_show_the_same_certificate() {
     let context = ServerTlsContext::load(SslMode::Require, None, None).unwrap();
     for (certificate, same) in [(&one, true), (&other, false)] {
         let (connected, _) = connect(&context, Server::Tls(certificate), "pod");
-        let Ok(Connected::Stream(server_stream)) = connected else {
+        let Ok(Negotiated::Stream(server_stream)) = connected else {
             panic!("no stream");
         };
         assert_eq!(same_certificate(&client_stream, &server_stream), same);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use openssl::ssl::{SslAcceptor, SslConnector, SslMethod, SslStream, SslVerifyMode, SslVersion};
 use sqlproxy::socket::{ReadDeadline, Socket};
 use sqlproxy::stream::Stream;
-use sqlproxy::tls::{ClientTlsContext, Connected, ServerTlsContext, SslMode};
+use sqlproxy::tls::{ClientTlsContext, Negotiated, ServerTlsContext, SslMode};
 
 use super::certs::{Certificate, Files, authority};
 
@@ -106,7 +106,7 @@ pub(crate) fn connect<W: Read + Write + Send + 'static>(
                     .expect("the server's handshake")
             });
             let context = ServerTlsContext::load(SslMode::Require, None, None).unwrap();
-            let Connected::Stream(stream) = context.connect(socket, "pod", soon()).unwrap() else {
+            let Negotiated::Stream(stream) = context.connect(socket, "pod", soon()).unwrap() else {
                 panic!("no stream");
             };
             (stream, peer.join().unwrap())

@@ -33,8 +33,8 @@ use native_tls::TlsStream;
 use openssl::ssl::SslStream;
 use parking_lot::{Mutex, MutexGuard};
 
+use super::transport::Transport;
 use crate::socket::{Received, Socket, Wait};
-use crate::transport::Transport;
 
 /// How much is encrypted before it is sent: four full records, at most some
 /// 30 µs under the lock.
