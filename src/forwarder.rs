@@ -17,17 +17,21 @@
 //! - Whoever resumes clears the read deadline before the gate opens.
 //! - A closed gate stays closed, and every waiter wakes on it.
 
+mod admit;
+#[cfg(test)]
+mod model;
+mod order;
+mod suspension;
+
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crate::exchange::{Exchange, WaitingFor};
-use crate::message::{BackendTag, FrontendTag, TransactionStatus};
+pub use admit::{RequestFrame, ResponseAdmission, ResponseFrame};
+pub use order::{Obstacle, Ordered};
+pub use suspension::{NotParked, Suspension};
+
+use crate::exchange::Exchange;
 use crate::sync::{Condvar, Mutex, MutexGuard};
-
-/// A batch that is held back goes on where the answers before it have made no
-/// progress towards the client for this long: a client that reads only when it
-/// has sent all would wait for us as we for it.
-const HOLD_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Wakes readers that are blocked between two messages.
 pub trait Interrupt: Send + Sync {
@@ -68,14 +72,6 @@ pub struct Ready<S: Send + Sync + 'static, T: Ticket + 'static> {
     pub ordered: Instant,
     /// When the session was suspended.
     pub suspended: Instant,
-}
-
-/// What became of an order at once.
-pub struct Ordered<S: Send + Sync + 'static, T: Ticket + 'static> {
-    /// The session stood at a safe point: carry the order out.
-    pub ready: Option<Ready<S, T>>,
-    /// The earlier order that still waited.
-    pub replaced: Option<T>,
 }
 
 /// One direction of a session.
@@ -161,64 +157,9 @@ pub struct Forwarder<S, T> {
     interrupt: Arc<dyn Interrupt>,
 }
 
-/// One frame of the client, and where it begins in the processor's buffer.
-#[derive(Debug, Clone, Copy)]
-pub struct RequestFrame {
-    /// Its type.
-    pub tag: FrontendTag,
-    /// Offset of its header.
-    pub start: usize,
-}
-
-/// One frame of the server.
-#[derive(Debug, Clone, Copy)]
-pub struct ResponseFrame {
-    /// Its type.
-    pub tag: BackendTag,
-    /// Of a ReadyForQuery only.
-    pub status: Option<TransactionStatus>,
-}
-
 /// The gate is closed: the processor ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Closed;
-
-/// What the response processor may do with the frames it has fed.
-#[derive(Debug)]
-pub enum ResponseAdmission {
-    /// Write them.
-    Forward,
-    /// The session was suspended meanwhile; nothing was fed.  The buffer has
-    /// been replaced and is to be scanned anew.
-    Resumed(Resumed),
-}
-
-/// Why a session that was asked to move has not.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Obstacle {
-    /// The client has something under way.
-    Waiting(WaitingFor),
-    /// Its answers do not get out.
-    ClientNotReading,
-    /// The client has said Terminate.
-    TerminateSent,
-    /// The server still owes the answer to an earlier transfer's state query.
-    LateResponse,
-    /// A message has been forwarded in part.
-    PartialMessage,
-}
-
-impl std::fmt::Display for Obstacle {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Waiting(what) => what.fmt(f),
-            Self::ClientNotReading => f.write_str("client not reading"),
-            Self::TerminateSent => f.write_str("client leaving"),
-            Self::LateResponse => f.write_str("late answer of an earlier transfer"),
-            Self::PartialMessage => f.write_str("unfinished message"),
-        }
-    }
-}
 
 impl<S, T: Ticket> State<S, T> {
     fn is_safe(&self) -> bool {
@@ -235,21 +176,6 @@ impl<S, T: Ticket> State<S, T> {
             Direction::Request => &mut self.request,
             Direction::Response => &mut self.response,
         }
-    }
-
-    /// Whether the request processor has to keep back a frame that would begin
-    /// a batch: an order waits, and the server has answers to give first.
-    /// Where all is answered and yet the session is not safe, a transaction is
-    /// open, and only the client can end it.
-    ///
-    /// A batch that was `held` already stays so while the last answer is being
-    /// written: its session is safe when that is done, and the order comes first.
-    fn holds_back(&self, tag: FrontendTag, held: bool) -> bool {
-        let awaits_answers = || {
-            let last_answer = self.response == Phase::Writing && self.exchange.is_safe();
-            !self.exchange.is_answered() || held && last_answer
-        };
-        self.order.is_some() && self.exchange.begins_batch(tag) && awaits_answers()
     }
 }
 
@@ -276,285 +202,11 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
         })
     }
 
-    // ---- for the processors ------------------------------------------------
-
-    /// Feeds the client's next frames and tells how many bytes of them may be
-    /// forwarded: those of all frames, or those before a batch that is held
-    /// back.  Waits while the session is suspended or the first batch is held.
-    ///
-    /// `server` is brought up to date.
-    ///
-    /// # Errors
-    /// [`Closed`]: nothing may be forwarded any more.
-    pub fn admit_request(
-        self: &Arc<Self>,
-        frames: &[RequestFrame],
-        bytes: usize,
-        server: &mut Arc<S>,
-    ) -> Result<usize, Closed> {
-        let mut state = self.state.lock();
-        // Since the session was last let go: an order holds a batch up once.
-        let mut held = false;
-        loop {
-            held &= state.gate != Gate::Suspended;
-            state = self.park_while_suspended(state, Direction::Request)?;
-            let admitted = Self::feed_requests(&mut state, frames, bytes, held);
-            if admitted > 0 {
-                return Ok(Self::begin_write(&mut state, server, admitted));
-            }
-            held = true;
-            state.holding_batch = true;
-            let written = state.responses_written;
-            let waited = self
-                .changed
-                .wait_until(&mut state, Instant::now() + HOLD_PATIENCE);
-            state.holding_batch = false;
-            let stuck = state.response == Phase::Writing && state.responses_written == written;
-            if waited.timed_out() && stuck {
-                let admitted = Self::feed_one(&mut state, frames, bytes);
-                return Ok(Self::begin_write(&mut state, server, admitted));
-            }
-        }
-    }
-
-    fn begin_write(state: &mut State<S, T>, server: &mut Arc<S>, admitted: usize) -> usize {
-        if !Arc::ptr_eq(server, &state.server) {
-            *server = Arc::clone(&state.server);
-        }
-        state.request = Phase::Writing;
-        admitted
-    }
-
-    /// Feeds the batch that was held back, up to where the next may be held.
-    fn feed_one(state: &mut State<S, T>, frames: &[RequestFrame], bytes: usize) -> usize {
-        let Some((first, rest)) = frames.split_first() else {
-            return bytes;
-        };
-        state.exchange.request(first.tag);
-        Self::feed_requests(state, rest, bytes, false)
-    }
-
-    fn feed_requests(
-        state: &mut State<S, T>,
-        frames: &[RequestFrame],
-        bytes: usize,
-        held: bool,
-    ) -> usize {
-        for frame in frames {
-            if state.holds_back(frame.tag, held) {
-                return frame.start;
-            }
-            state.exchange.request(frame.tag);
-            state.terminate_sent |= frame.tag == FrontendTag::TERMINATE;
-        }
-        bytes
-    }
-
-    /// Feeds the server's next frames before they are written to the client.
-    /// While the session is suspended it feeds nothing, leaves `buffer` to the
-    /// suspension and returns what it was given back for it.
-    ///
-    /// # Errors
-    /// [`Closed`].
-    pub fn admit_response(
-        self: &Arc<Self>,
-        frames: &[ResponseFrame],
-        buffer: &mut Vec<u8>,
-        server: &mut Arc<S>,
-    ) -> Result<ResponseAdmission, Closed> {
-        let mut state = self.state.lock();
-        if state.gate == Gate::Open {
-            for frame in frames {
-                state.exchange.response(frame.tag, frame.status);
-            }
-            state.response = Phase::Writing;
-            state.responses_written += 1;
-            // At a safe point it stays held until `written`.
-            if state.holding_batch && !state.exchange.is_safe() {
-                self.changed.notify_all();
-            }
-            return Ok(ResponseAdmission::Forward);
-        }
-        self.park_response_locked(state, buffer, server)
-            .map(ResponseAdmission::Resumed)
-    }
-
-    /// Parks the response processor, whose read was interrupted, for as long as
-    /// the session is suspended.  `None` where it is suspended no more.
-    ///
-    /// # Errors
-    /// [`Closed`].
-    pub fn park_response(
-        self: &Arc<Self>,
-        buffer: &mut Vec<u8>,
-        server: &mut Arc<S>,
-    ) -> Result<Option<Resumed>, Closed> {
-        let state = self.state.lock();
-        if state.gate == Gate::Open {
-            return Ok(None);
-        }
-        self.park_response_locked(state, buffer, server).map(Some)
-    }
-
-    fn park_response_locked(
-        &self,
-        mut state: MutexGuard<'_, State<S, T>>,
-        buffer: &mut Vec<u8>,
-        server: &mut Arc<S>,
-    ) -> Result<Resumed, Closed> {
-        state.resumed.leftover = std::mem::take(buffer);
-        let mut state = self.park_while_suspended(state, Direction::Response)?;
-        *server = Arc::clone(&state.server);
-        state.response = Phase::Writing;
-        Ok(std::mem::take(&mut state.resumed))
-    }
-
-    /// Parks the request processor, whose read was interrupted, for as long as
-    /// the session is suspended.  An order that came meanwhile may be the
-    /// caller's to carry out: the response processor, which has looked for it
-    /// as well, may have been let go first.
-    ///
-    /// # Errors
-    /// [`Closed`].
-    pub fn park_request(self: &Arc<Self>) -> Result<Option<Ready<S, T>>, Closed> {
-        let state = self.state.lock();
-        let state = self.park_while_suspended(state, Direction::Request)?;
-        Ok(self.take_ready(state))
-    }
-
-    fn park_while_suspended<'a>(
-        &'a self,
-        mut state: MutexGuard<'a, State<S, T>>,
-        direction: Direction,
-    ) -> Result<MutexGuard<'a, State<S, T>>, Closed> {
-        let mut parked = false;
-        loop {
-            match state.gate {
-                Gate::Closed(_) => return Err(Closed),
-                Gate::Open => {
-                    if parked {
-                        *state.phase(direction) = Phase::Between;
-                    }
-                    return Ok(state);
-                }
-                Gate::Suspended => {
-                    if !parked {
-                        parked = true;
-                        *state.phase(direction) = Phase::Parked;
-                        self.changed.notify_all();
-                    }
-                    self.changed.wait(&mut state);
-                }
-            }
-        }
-    }
-
-    /// A processor begins, or has written what it was let write; `inside` says
-    /// that it ended within a message.  If this brought the session to a safe
-    /// point that an order waits for, the session is suspended in this same
-    /// step and the order is the caller's to carry out.
-    #[must_use]
-    pub fn written(self: &Arc<Self>, direction: Direction, inside: bool) -> Option<Ready<S, T>> {
-        let mut state = self.state.lock();
-        *state.phase(direction) = if inside {
-            Phase::Inside
-        } else {
-            Phase::Between
-        };
-        if state.holding_batch {
-            // It sees the session suspended, or that no worker is free.
-            self.changed.notify_all();
-        }
-        self.take_ready(state)
-    }
-
-    /// The response processor has discarded the late answer.
-    pub fn late_response_discarded(&self) {
-        self.state.lock().late_response = false;
-    }
-
     /// A processor's thread ends.
     pub fn exited(&self, direction: Direction) {
         let mut state = self.state.lock();
         *state.phase(direction) = Phase::Exited;
         self.changed.notify_all();
-    }
-
-    // ---- for those who order transfers and the end -------------------------
-
-    /// Asks the session to move at its next safe point, which may be now.
-    ///
-    /// # Errors
-    /// Gives the ticket back where the session ends or is about to.
-    pub fn order_move(self: &Arc<Self>, ticket: T, since: Instant) -> Result<Ordered<S, T>, T> {
-        let mut state = self.state.lock();
-        if matches!(
-            (state.gate, &state.order),
-            (Gate::Closed(_), _) | (_, Some(Order::End))
-        ) {
-            return Err(ticket);
-        }
-        let replaced = match state.order.replace(Order::Move { ticket, since }) {
-            Some(Order::Move { ticket, .. }) => Some(ticket),
-            Some(Order::End) | None => None,
-        };
-        Ok(Ordered {
-            ready: self.take_ready(state),
-            replaced,
-        })
-    }
-
-    /// Looks again whether a waiting order can start: a worker is free, or the
-    /// session has been resumed, perhaps before its processors had stopped.
-    #[must_use]
-    pub fn retry_order(self: &Arc<Self>) -> Option<Ready<S, T>> {
-        self.take_ready(self.state.lock())
-    }
-
-    /// Takes back the order that `is_mine` knows, with what it waited for,
-    /// unless the session is at a safe point and only waits for a worker.
-    /// `last_written` is the caller's memory of the session between two calls.
-    pub fn withdraw(
-        &self,
-        last_written: u64,
-        is_mine: impl FnOnce(&T) -> bool,
-    ) -> Option<(T, Obstacle)> {
-        let mut state = self.state.lock();
-        let obstacle = state.obstacle(last_written)?;
-        match state.order.take() {
-            Some(Order::Move { ticket, .. }) if is_mine(&ticket) => {
-                // A batch may be held back for this order.
-                self.changed.notify_all();
-                Some((ticket, obstacle))
-            }
-            other => {
-                state.order = other;
-                None
-            }
-        }
-    }
-
-    /// How many writes to the client have begun.
-    #[must_use]
-    pub fn responses_written(&self) -> u64 {
-        self.state.lock().responses_written
-    }
-
-    /// Ends the session at its next safe point, which may be now.  An order
-    /// that waits is returned.
-    pub fn order_end(&self) -> Option<T> {
-        let mut state = self.state.lock();
-        let replaced = state.order.replace(Order::End);
-        if state.is_safe() {
-            state.gate = Gate::Closed(Closing::ShutdownSafe);
-            drop(state);
-            self.changed.notify_all();
-            self.interrupt.expire();
-        }
-        match replaced {
-            Some(Order::Move { ticket, .. }) => Some(ticket),
-            Some(Order::End) | None => None,
-        }
     }
 
     /// Closes the gate for good and wakes everyone.  Returns the order that
@@ -620,10 +272,7 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
                 self.interrupt.expire();
                 // A request processor that holds a batch back parks now.
                 self.changed.notify_all();
-                let suspension = Suspension {
-                    forwarder: Arc::clone(self),
-                    resumed: false,
-                };
+                let suspension = Suspension::new(self);
                 let suspended = Instant::now();
                 Some(Ready {
                     suspension,
@@ -665,110 +314,3 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
         Ok(old)
     }
 }
-
-impl<S, T: Ticket> State<S, T> {
-    fn obstacle(&self, last_written: u64) -> Option<Obstacle> {
-        if self.response == Phase::Writing && self.responses_written == last_written {
-            return Some(Obstacle::ClientNotReading);
-        }
-        if let Some(waiting) = self.exchange.waiting_for() {
-            return Some(Obstacle::Waiting(waiting));
-        }
-        if self.terminate_sent {
-            return Some(Obstacle::TerminateSent);
-        }
-        if self.late_response {
-            return Some(Obstacle::LateResponse);
-        }
-        let begun = |phase| matches!(phase, Phase::Inside | Phase::Writing | Phase::Starting);
-        (begun(self.request) || begun(self.response)).then_some(Obstacle::PartialMessage)
-    }
-}
-
-/// Why the processors could not be brought to stand still.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NotParked {
-    /// The session ended.
-    Closed,
-    /// They had not stopped at the deadline.
-    Timeout,
-}
-
-/// Keeps a session suspended.  Dropped, it lets the session go on where it was.
-///
-/// Whoever resumes looks again ([`Forwarder::retry_order`]): an order that came
-/// meanwhile has been looked at by nobody where the processors never stopped.
-pub struct Suspension<S: Send + Sync + 'static, T: Ticket + 'static> {
-    forwarder: Arc<Forwarder<S, T>>,
-    resumed: bool,
-}
-
-impl<S: Send + Sync + 'static, T: Ticket + 'static> Suspension<S, T> {
-    /// Waits until both processors stand between two messages and have let go
-    /// of their connections.
-    ///
-    /// # Errors
-    /// [`NotParked`].
-    pub fn wait_parked(&self, deadline: Instant) -> Result<(), NotParked> {
-        let mut state = self.forwarder.state.lock();
-        loop {
-            match state.gate {
-                Gate::Closed(_) => return Err(NotParked::Closed),
-                Gate::Open | Gate::Suspended => {}
-            }
-            if state.request == Phase::Parked && state.response == Phase::Parked {
-                return Ok(());
-            }
-            if self
-                .forwarder
-                .changed
-                .wait_until(&mut state, deadline)
-                .timed_out()
-            {
-                return Err(NotParked::Timeout);
-            }
-        }
-    }
-
-    /// The connections of the session.
-    #[must_use]
-    pub fn server(&self) -> Arc<S> {
-        self.forwarder.server()
-    }
-
-    /// Bytes of the server that the response processor had read but not
-    /// forwarded.  Give them, or what is left of them, back when resuming; what
-    /// was never taken is given back by itself.
-    #[must_use]
-    pub fn take_leftover(&self) -> Vec<u8> {
-        std::mem::take(&mut self.forwarder.state.lock().resumed.leftover)
-    }
-
-    /// Lets the session go on where it was.
-    pub fn resume_kept(mut self, resumed: Resumed) {
-        self.resumed = true;
-        // Where the session has ended meanwhile nobody is left to resume.
-        let _ = self.forwarder.resume(None, resumed);
-    }
-
-    /// Swaps the connections in one step and lets the session go on there.
-    /// Returns the old ones.
-    ///
-    /// # Errors
-    /// The session ended meanwhile; nothing was swapped, and `server` is returned.
-    pub fn resume_moved(mut self, server: Arc<S>, resumed: Resumed) -> Result<Arc<S>, Arc<S>> {
-        self.resumed = true;
-        self.forwarder.resume(Some(server), resumed)
-    }
-}
-
-impl<S: Send + Sync + 'static, T: Ticket + 'static> Drop for Suspension<S, T> {
-    fn drop(&mut self) {
-        if !self.resumed {
-            let _ = self.forwarder.resume(None, Resumed::default());
-        }
-    }
-}
-
-#[cfg(test)]
-mod model;

@@ -1,0 +1,258 @@
+//! What the processors ask: may these frames pass, and where do I stop.
+//!
+//! A processor asks before it writes and reports after it has written; in between
+//! its phase is `Writing`.  While the session is suspended it parks here.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{Closed, Direction, Forwarder, Gate, Phase, Ready, Resumed, State, Ticket};
+use crate::message::{BackendTag, FrontendTag, TransactionStatus};
+use crate::sync::MutexGuard;
+
+/// A batch that is held back goes on where the answers before it have made no
+/// progress towards the client for this long: a client that reads only when it
+/// has sent all would wait for us as we for it.
+const HOLD_PATIENCE: Duration = Duration::from_secs(1);
+
+/// One frame of the client, and where it begins in the processor's buffer.
+#[derive(Debug, Clone, Copy)]
+pub struct RequestFrame {
+    /// Its type.
+    pub tag: FrontendTag,
+    /// Offset of its header.
+    pub start: usize,
+}
+
+/// One frame of the server.
+#[derive(Debug, Clone, Copy)]
+pub struct ResponseFrame {
+    /// Its type.
+    pub tag: BackendTag,
+    /// Of a ReadyForQuery only.
+    pub status: Option<TransactionStatus>,
+}
+
+/// What the response processor may do with the frames it has fed.
+#[derive(Debug)]
+pub enum ResponseAdmission {
+    /// Write them.
+    Forward,
+    /// The session was suspended meanwhile; nothing was fed.  The buffer has
+    /// been replaced and is to be scanned anew.
+    Resumed(Resumed),
+}
+
+impl<S, T: Ticket> State<S, T> {
+    /// Whether the request processor has to keep back a frame that would begin
+    /// a batch: an order waits, and the server has answers to give first.
+    /// Where all is answered and yet the session is not safe, a transaction is
+    /// open, and only the client can end it.
+    ///
+    /// A batch that was `held` already stays so while the last answer is being
+    /// written: its session is safe when that is done, and the order comes first.
+    fn holds_back(&self, tag: FrontendTag, held: bool) -> bool {
+        let awaits_answers = || {
+            let last_answer = self.response == Phase::Writing && self.exchange.is_safe();
+            !self.exchange.is_answered() || held && last_answer
+        };
+        self.order.is_some() && self.exchange.begins_batch(tag) && awaits_answers()
+    }
+}
+
+impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
+    /// Feeds the client's next frames and tells how many bytes of them may be
+    /// forwarded: those of all frames, or those before a batch that is held
+    /// back.  Waits while the session is suspended or the first batch is held.
+    ///
+    /// `server` is brought up to date.
+    ///
+    /// # Errors
+    /// [`Closed`]: nothing may be forwarded any more.
+    pub fn admit_request(
+        self: &Arc<Self>,
+        frames: &[RequestFrame],
+        bytes: usize,
+        server: &mut Arc<S>,
+    ) -> Result<usize, Closed> {
+        let mut state = self.state.lock();
+        // Since the session was last let go: an order holds a batch up once.
+        let mut held = false;
+        loop {
+            held &= state.gate != Gate::Suspended;
+            state = self.park_while_suspended(state, Direction::Request)?;
+            let admitted = Self::feed_requests(&mut state, frames, bytes, held);
+            if admitted > 0 {
+                return Ok(Self::begin_write(&mut state, server, admitted));
+            }
+            held = true;
+            state.holding_batch = true;
+            let written = state.responses_written;
+            let waited = self
+                .changed
+                .wait_until(&mut state, Instant::now() + HOLD_PATIENCE);
+            state.holding_batch = false;
+            let stuck = state.response == Phase::Writing && state.responses_written == written;
+            if waited.timed_out() && stuck {
+                let admitted = Self::feed_one(&mut state, frames, bytes);
+                return Ok(Self::begin_write(&mut state, server, admitted));
+            }
+        }
+    }
+
+    fn begin_write(state: &mut State<S, T>, server: &mut Arc<S>, admitted: usize) -> usize {
+        if !Arc::ptr_eq(server, &state.server) {
+            *server = Arc::clone(&state.server);
+        }
+        state.request = Phase::Writing;
+        admitted
+    }
+
+    /// Feeds the batch that was held back, up to where the next may be held.
+    fn feed_one(state: &mut State<S, T>, frames: &[RequestFrame], bytes: usize) -> usize {
+        let Some((first, rest)) = frames.split_first() else {
+            return bytes;
+        };
+        state.exchange.request(first.tag);
+        Self::feed_requests(state, rest, bytes, false)
+    }
+
+    fn feed_requests(
+        state: &mut State<S, T>,
+        frames: &[RequestFrame],
+        bytes: usize,
+        held: bool,
+    ) -> usize {
+        for frame in frames {
+            if state.holds_back(frame.tag, held) {
+                return frame.start;
+            }
+            state.exchange.request(frame.tag);
+            state.terminate_sent |= frame.tag == FrontendTag::TERMINATE;
+        }
+        bytes
+    }
+
+    /// Feeds the server's next frames before they are written to the client.
+    /// While the session is suspended it feeds nothing, leaves `buffer` to the
+    /// suspension and returns what it was given back for it.
+    ///
+    /// # Errors
+    /// [`Closed`].
+    pub fn admit_response(
+        self: &Arc<Self>,
+        frames: &[ResponseFrame],
+        buffer: &mut Vec<u8>,
+        server: &mut Arc<S>,
+    ) -> Result<ResponseAdmission, Closed> {
+        let mut state = self.state.lock();
+        if state.gate == Gate::Open {
+            for frame in frames {
+                state.exchange.response(frame.tag, frame.status);
+            }
+            state.response = Phase::Writing;
+            state.responses_written += 1;
+            // At a safe point it stays held until `written`.
+            if state.holding_batch && !state.exchange.is_safe() {
+                self.changed.notify_all();
+            }
+            return Ok(ResponseAdmission::Forward);
+        }
+        self.park_response_locked(state, buffer, server)
+            .map(ResponseAdmission::Resumed)
+    }
+
+    /// Parks the response processor, whose read was interrupted, for as long as
+    /// the session is suspended.  `None` where it is suspended no more.
+    ///
+    /// # Errors
+    /// [`Closed`].
+    pub fn park_response(
+        self: &Arc<Self>,
+        buffer: &mut Vec<u8>,
+        server: &mut Arc<S>,
+    ) -> Result<Option<Resumed>, Closed> {
+        let state = self.state.lock();
+        if state.gate == Gate::Open {
+            return Ok(None);
+        }
+        self.park_response_locked(state, buffer, server).map(Some)
+    }
+
+    fn park_response_locked(
+        &self,
+        mut state: MutexGuard<'_, State<S, T>>,
+        buffer: &mut Vec<u8>,
+        server: &mut Arc<S>,
+    ) -> Result<Resumed, Closed> {
+        state.resumed.leftover = std::mem::take(buffer);
+        let mut state = self.park_while_suspended(state, Direction::Response)?;
+        *server = Arc::clone(&state.server);
+        state.response = Phase::Writing;
+        Ok(std::mem::take(&mut state.resumed))
+    }
+
+    /// Parks the request processor, whose read was interrupted, for as long as
+    /// the session is suspended.  An order that came meanwhile may be the
+    /// caller's to carry out: the response processor, which has looked for it
+    /// as well, may have been let go first.
+    ///
+    /// # Errors
+    /// [`Closed`].
+    pub fn park_request(self: &Arc<Self>) -> Result<Option<Ready<S, T>>, Closed> {
+        let state = self.state.lock();
+        let state = self.park_while_suspended(state, Direction::Request)?;
+        Ok(self.take_ready(state))
+    }
+
+    fn park_while_suspended<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State<S, T>>,
+        direction: Direction,
+    ) -> Result<MutexGuard<'a, State<S, T>>, Closed> {
+        let mut parked = false;
+        loop {
+            match state.gate {
+                Gate::Closed(_) => return Err(Closed),
+                Gate::Open => {
+                    if parked {
+                        *state.phase(direction) = Phase::Between;
+                    }
+                    return Ok(state);
+                }
+                Gate::Suspended => {
+                    if !parked {
+                        parked = true;
+                        *state.phase(direction) = Phase::Parked;
+                        self.changed.notify_all();
+                    }
+                    self.changed.wait(&mut state);
+                }
+            }
+        }
+    }
+
+    /// A processor begins, or has written what it was let write; `inside` says
+    /// that it ended within a message.  If this brought the session to a safe
+    /// point that an order waits for, the session is suspended in this same
+    /// step and the order is the caller's to carry out.
+    #[must_use]
+    pub fn written(self: &Arc<Self>, direction: Direction, inside: bool) -> Option<Ready<S, T>> {
+        let mut state = self.state.lock();
+        *state.phase(direction) = if inside {
+            Phase::Inside
+        } else {
+            Phase::Between
+        };
+        if state.holding_batch {
+            // It sees the session suspended, or that no worker is free.
+            self.changed.notify_all();
+        }
+        self.take_ready(state)
+    }
+
+    /// The response processor has discarded the late answer.
+    pub fn late_response_discarded(&self) {
+        self.state.lock().late_response = false;
+    }
+}

@@ -1,0 +1,139 @@
+//! What those ask who want the session to move or to end.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{Closing, Forwarder, Gate, Order, Phase, Ready, State, Ticket};
+use crate::exchange::WaitingFor;
+
+/// What became of an order at once.
+pub struct Ordered<S: Send + Sync + 'static, T: Ticket + 'static> {
+    /// The session stood at a safe point: carry the order out.
+    pub ready: Option<Ready<S, T>>,
+    /// The earlier order that still waited.
+    pub replaced: Option<T>,
+}
+
+/// Why a session that was asked to move has not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Obstacle {
+    /// The client has something under way.
+    Waiting(WaitingFor),
+    /// Its answers do not get out.
+    ClientNotReading,
+    /// The client has said Terminate.
+    TerminateSent,
+    /// The server still owes the answer to an earlier transfer's state query.
+    LateResponse,
+    /// A message has been forwarded in part.
+    PartialMessage,
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Waiting(what) => what.fmt(f),
+            Self::ClientNotReading => f.write_str("client not reading"),
+            Self::TerminateSent => f.write_str("client leaving"),
+            Self::LateResponse => f.write_str("late answer of an earlier transfer"),
+            Self::PartialMessage => f.write_str("unfinished message"),
+        }
+    }
+}
+
+impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
+    /// Asks the session to move at its next safe point, which may be now.
+    ///
+    /// # Errors
+    /// Gives the ticket back where the session ends or is about to.
+    pub fn order_move(self: &Arc<Self>, ticket: T, since: Instant) -> Result<Ordered<S, T>, T> {
+        let mut state = self.state.lock();
+        if matches!(
+            (state.gate, &state.order),
+            (Gate::Closed(_), _) | (_, Some(Order::End))
+        ) {
+            return Err(ticket);
+        }
+        let replaced = match state.order.replace(Order::Move { ticket, since }) {
+            Some(Order::Move { ticket, .. }) => Some(ticket),
+            Some(Order::End) | None => None,
+        };
+        Ok(Ordered {
+            ready: self.take_ready(state),
+            replaced,
+        })
+    }
+
+    /// Looks again whether a waiting order can start: a worker is free, or the
+    /// session has been resumed, perhaps before its processors had stopped.
+    #[must_use]
+    pub fn retry_order(self: &Arc<Self>) -> Option<Ready<S, T>> {
+        self.take_ready(self.state.lock())
+    }
+
+    /// Takes back the order that `is_mine` knows, with what it waited for,
+    /// unless the session is at a safe point and only waits for a worker.
+    /// `last_written` is the caller's memory of the session between two calls.
+    pub fn withdraw(
+        &self,
+        last_written: u64,
+        is_mine: impl FnOnce(&T) -> bool,
+    ) -> Option<(T, Obstacle)> {
+        let mut state = self.state.lock();
+        let obstacle = state.obstacle(last_written)?;
+        match state.order.take() {
+            Some(Order::Move { ticket, .. }) if is_mine(&ticket) => {
+                // A batch may be held back for this order.
+                self.changed.notify_all();
+                Some((ticket, obstacle))
+            }
+            other => {
+                state.order = other;
+                None
+            }
+        }
+    }
+
+    /// How many writes to the client have begun.
+    #[must_use]
+    pub fn responses_written(&self) -> u64 {
+        self.state.lock().responses_written
+    }
+
+    /// Ends the session at its next safe point, which may be now.  An order
+    /// that waits is returned.
+    pub fn order_end(&self) -> Option<T> {
+        let mut state = self.state.lock();
+        let replaced = state.order.replace(Order::End);
+        if state.is_safe() {
+            state.gate = Gate::Closed(Closing::ShutdownSafe);
+            drop(state);
+            self.changed.notify_all();
+            self.interrupt.expire();
+        }
+        match replaced {
+            Some(Order::Move { ticket, .. }) => Some(ticket),
+            Some(Order::End) | None => None,
+        }
+    }
+}
+
+impl<S, T: Ticket> State<S, T> {
+    fn obstacle(&self, last_written: u64) -> Option<Obstacle> {
+        if self.response == Phase::Writing && self.responses_written == last_written {
+            return Some(Obstacle::ClientNotReading);
+        }
+        if let Some(waiting) = self.exchange.waiting_for() {
+            return Some(Obstacle::Waiting(waiting));
+        }
+        if self.terminate_sent {
+            return Some(Obstacle::TerminateSent);
+        }
+        if self.late_response {
+            return Some(Obstacle::LateResponse);
+        }
+        let begun = |phase| matches!(phase, Phase::Inside | Phase::Writing | Phase::Starting);
+        (begun(self.request) || begun(self.response)).then_some(Obstacle::PartialMessage)
+    }
+}
