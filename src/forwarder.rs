@@ -250,6 +250,12 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
         }
     }
 
+    /// The client has sent Terminate: the server's end that follows is its doing.
+    #[must_use]
+    pub fn terminate_sent(&self) -> bool {
+        self.state.lock().terminate_sent
+    }
+
     /// The connections the session uses now.
     #[must_use]
     pub fn server(&self) -> Arc<S> {

@@ -4,7 +4,6 @@
 //! The connection's own thread becomes the request processor; a second thread is
 //! the response processor.  Transfers come and go on threads of their own.
 
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -52,7 +51,6 @@ pub struct Session {
     transfer: TransferContext,
     /// The configuration in force: a transfer's limits are those of its time.
     config: Arc<RwLock<Arc<Config>>>,
-    terminated: Arc<AtomicBool>,
     /// Why it ends; the first word stands.
     cause: Mutex<Option<DisconnectReason>>,
     this: Weak<Session>,
@@ -143,7 +141,6 @@ impl Session {
             forwarder: Forwarder::new(Exchange::with_skip(skip), server, interrupt),
             transfer,
             config: Arc::clone(config),
-            terminated: Arc::default(),
             cause: Mutex::new(None),
             this: Weak::clone(this),
         })
@@ -175,7 +172,6 @@ impl Session {
             client: Arc::clone(&self.client),
             forwarder: Arc::clone(&self.forwarder),
             parameters: Arc::clone(&self.transfer.parameters),
-            terminated: Arc::clone(&self.terminated),
             start_transfer: Arc::new(move |ready| {
                 // A processor runs, so its session is there.
                 if let Some(session) = this.upgrade() {

@@ -130,7 +130,6 @@ impl Rig {
             client: Arc::clone(&self.near_client),
             forwarder: Arc::clone(&self.forwarder),
             parameters: Arc::default(),
-            terminated: Arc::default(),
             start_transfer: Arc::new(move |ready| {
                 let _ = start.send(ready);
             }),

@@ -1,0 +1,148 @@
+//! The request processor: client to server.
+
+use std::sync::Arc;
+
+use super::buffer::Reader;
+use super::{Context, ProcessorExit, ServerStream, failed, malformed, read_failed};
+use crate::error::{Error, Peer};
+use crate::forwarder::{Direction, RequestFrame, Ticket};
+use crate::frame::{Scanned, Scanner, Verdict};
+use crate::message::FrontendTag;
+use crate::socket::Received;
+
+const READING: &str = "reading requests";
+const FORWARDING: &str = "forwarding requests";
+
+/// Forwards the client's messages until a side ends.  `leftover`: what the
+/// client sent behind its login.
+pub fn run_requests<S: ServerStream, T: Ticket + 'static>(
+    context: &Context<S, T>,
+    leftover: Vec<u8>,
+) -> ProcessorExit {
+    let mut requests = Requests {
+        context,
+        server: context.forwarder.server(),
+        reader: Reader::new(leftover),
+        scanner: Scanner::default(),
+        frames: Vec::new(),
+    };
+    context.written(Direction::Request, false);
+    let mut next = requests.scan_or_read();
+    loop {
+        let step = match next {
+            Next::Read => requests.read(),
+            Next::Forward => requests.forward(),
+        };
+        match step {
+            Ok(step) => next = step,
+            Err(exit) => return exit,
+        }
+    }
+}
+
+/// What the loop does next.
+enum Next {
+    Read,
+    /// The buffer holds bytes that have not been looked at.
+    Forward,
+}
+
+struct Requests<'a, S: ServerStream, T: Ticket + 'static> {
+    context: &'a Context<S, T>,
+    server: Arc<S>,
+    reader: Reader,
+    scanner: Scanner,
+    /// Of the last scan; kept for its memory.
+    frames: Vec<RequestFrame>,
+}
+
+impl<S: ServerStream, T: Ticket + 'static> Requests<'_, S, T> {
+    fn scan_or_read(&self) -> Next {
+        if self.reader.buffer.bytes.is_empty() {
+            Next::Read
+        } else {
+            Next::Forward
+        }
+    }
+
+    fn read(&mut self) -> Result<Next, ProcessorExit> {
+        let Context {
+            client, forwarder, ..
+        } = self.context;
+        let inside = self.scanner.is_inside();
+        let received = self
+            .reader
+            .read(client, self.server.stream(), inside)
+            .map_err(|source| read_failed(self.context, Peer::Client, READING, source))?;
+        match received {
+            Received::Bytes(_) | Received::Idle => Ok(Next::Forward),
+            Received::DeadlinePast => {
+                let ready = forwarder.park_request()?;
+                // Not only with the next request: until then the old server's
+                // socket and its place on the backend would be kept.
+                self.server = forwarder.server();
+                if let Some(ready) = ready {
+                    (self.context.start_transfer)(ready);
+                }
+                Ok(Next::Read)
+            }
+            Received::Eof if inside || !self.reader.buffer.bytes.is_empty() => {
+                Err(ProcessorExit::Failed(Error::Closed {
+                    peer: Peer::Client,
+                    operation: "in the middle of a message",
+                }))
+            }
+            Received::Eof => Err(ProcessorExit::ClientLeft {
+                terminated: forwarder.terminate_sent(),
+            }),
+        }
+    }
+
+    fn forward(&mut self) -> Result<Next, ProcessorExit> {
+        let forwarder = &self.context.forwarder;
+        self.frames.clear();
+        let frames = &mut self.frames;
+        let bytes = self
+            .scanner
+            .scan(&self.reader.buffer.bytes, |frame| {
+                note_request(frames, frame)
+            })
+            .map_err(|source| malformed(Peer::Client, READING, source))?;
+        if bytes == 0 {
+            return Ok(Next::Read);
+        }
+        let admitted = forwarder.admit_request(&self.frames, bytes, &mut self.server)?;
+        let next = if admitted < bytes {
+            // Cut before a batch that is held back: it is scanned again.
+            self.scanner.restart();
+            Next::Forward
+        } else {
+            Next::Read
+        };
+        self.server
+            .stream()
+            .write_all(self.reader.buffer.first(admitted), None)
+            .map_err(|source| failed(Peer::Server, FORWARDING, source))?;
+        self.reader.buffer.consume(admitted);
+        self.context
+            .written(Direction::Request, self.scanner.is_inside());
+        Ok(next)
+    }
+}
+
+/// CopyData changes nothing that the exchange tracks, so of a run of it only
+/// the first is noted.
+fn note_request(frames: &mut Vec<RequestFrame>, frame: Scanned<'_>) -> Verdict {
+    let tag = FrontendTag(frame.tag);
+    let repeated = tag == FrontendTag::COPY_DATA
+        && frames
+            .last()
+            .is_some_and(|last: &RequestFrame| last.tag == tag);
+    if !repeated {
+        frames.push(RequestFrame {
+            tag,
+            start: frame.start,
+        });
+    }
+    Verdict::Pass
+}

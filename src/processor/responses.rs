@@ -1,0 +1,304 @@
+//! The response processor: server to client.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::buffer::{LARGE_BUFFER_BYTES, Reader};
+use super::{Context, ProcessorExit, ServerStream, StreamPosition, failed, malformed, read_failed};
+use crate::error::{Error, Peer};
+use crate::forwarder::{Direction, ResponseAdmission, ResponseFrame, Resumed, Ticket};
+use crate::frame::{HEADER_BYTES, Header, Scanned, Scanner, Verdict};
+use crate::message::{BackendTag, ErrorFields, TransactionStatus, parameter_status};
+use crate::parameters::Parameters;
+use crate::socket::Received;
+
+/// A ParameterStatus or an ErrorResponse is held back until it is whole, so that
+/// it can be read, unless it is longer than this; PostgreSQL's are below 1 KiB.
+const REPORT_LIMIT: usize = 8 * 1024;
+
+const READING: &str = "reading answers";
+const FORWARDING: &str = "forwarding answers";
+const DISCARDING: &str = "waiting for the answer to an earlier state query";
+
+/// Forwards the server's messages until a side ends.  `leftover`: what the
+/// server sent behind its login.
+///
+/// Also tells how the client's stream is left.
+pub fn run_responses<S: ServerStream, T: Ticket + 'static>(
+    context: &Context<S, T>,
+    leftover: Vec<u8>,
+) -> (ProcessorExit, StreamPosition) {
+    let mut responses = Responses {
+        context,
+        server: context.forwarder.server(),
+        reader: Reader::new(leftover),
+        scanner: Scanner::default(),
+        frames: Vec::new(),
+        fatal_last: false,
+        position: StreamPosition::BetweenMessages,
+    };
+    context.written(Direction::Response, false);
+    let mut next = responses.scan_or_read();
+    loop {
+        let step = match next {
+            Next::Read => responses.read(),
+            Next::Forward => responses.forward(),
+            Next::Resume(resumed) => responses.resume(resumed),
+        };
+        match step {
+            Ok(step) => next = step,
+            Err(exit) => return (exit, responses.position),
+        }
+    }
+}
+
+/// What the loop does next.
+enum Next {
+    Read,
+    /// The buffer holds bytes that have not been looked at.
+    Forward,
+    /// The session was suspended and goes on with this.
+    Resume(Resumed),
+}
+
+struct Responses<'a, S: ServerStream, T: Ticket + 'static> {
+    context: &'a Context<S, T>,
+    server: Arc<S>,
+    reader: Reader,
+    scanner: Scanner,
+    /// Of the last scan; kept for its memory.
+    frames: Vec<ResponseFrame>,
+    /// The last frame scanned is the server's FATAL.
+    fatal_last: bool,
+    /// How the client's stream would be left now.
+    position: StreamPosition,
+}
+
+impl<S: ServerStream, T: Ticket + 'static> Responses<'_, S, T> {
+    fn scan_or_read(&self) -> Next {
+        if self.reader.buffer.bytes.is_empty() {
+            Next::Read
+        } else {
+            Next::Forward
+        }
+    }
+
+    fn read(&mut self) -> Result<Next, ProcessorExit> {
+        let Context {
+            client, forwarder, ..
+        } = self.context;
+        let inside = self.scanner.is_inside();
+        let received = self
+            .reader
+            .read(self.server.stream(), client, inside)
+            .map_err(|source| read_failed(self.context, Peer::Server, READING, source))?;
+        match received {
+            Received::Bytes(_) | Received::Idle => Ok(Next::Forward),
+            Received::DeadlinePast => {
+                let buffer = &mut self.reader.buffer.bytes;
+                let resumed = forwarder.park_response(buffer, &mut self.server)?;
+                Ok(resumed.map_or(Next::Read, Next::Resume))
+            }
+            Received::Eof if inside || !self.reader.buffer.bytes.is_empty() => {
+                Err(ProcessorExit::Failed(Error::Closed {
+                    peer: Peer::Server,
+                    operation: "in the middle of an answer",
+                }))
+            }
+            Received::Eof if forwarder.terminate_sent() => {
+                Err(ProcessorExit::ClientLeft { terminated: true })
+            }
+            Received::Eof => Err(ProcessorExit::ServerLeft),
+        }
+    }
+
+    fn forward(&mut self) -> Result<Next, ProcessorExit> {
+        self.frames.clear();
+        let (frames, fatal_last) = (&mut self.frames, &mut self.fatal_last);
+        let parameters = &self.context.parameters;
+        let bytes = self
+            .scanner
+            .scan(&self.reader.buffer.bytes, |frame| {
+                *fatal_last = is_fatal_error(&frame);
+                note_response(frames, frame, parameters)
+            })
+            .map_err(|source| malformed(Peer::Server, READING, source))?;
+        if bytes == 0 {
+            return Ok(Next::Read);
+        }
+        let forwarder = &self.context.forwarder;
+        let buffer = &mut self.reader.buffer.bytes;
+        match forwarder.admit_response(&self.frames, buffer, &mut self.server)? {
+            ResponseAdmission::Forward => {
+                self.position = StreamPosition::InsideMessage;
+                self.context
+                    .client
+                    .write_all(self.reader.buffer.first(bytes), None)
+                    .map_err(|source| failed(Peer::Client, FORWARDING, source))?;
+                self.reader.buffer.consume(bytes);
+                self.written();
+                Ok(Next::Read)
+            }
+            ResponseAdmission::Resumed(resumed) => Ok(Next::Resume(resumed)),
+        }
+    }
+
+    /// Goes on behind a suspension, on whichever server the session is now.
+    fn resume(&mut self, resumed: Resumed) -> Result<Next, ProcessorExit> {
+        let Resumed {
+            leftover,
+            to_client,
+            late_response,
+        } = resumed;
+        self.scanner.restart();
+        self.fatal_last = false;
+        self.reader = Reader::new(leftover);
+        if !to_client.is_empty() {
+            self.send_to_client(&to_client, FORWARDING)?;
+        }
+        if late_response {
+            self.written();
+            self.discard_late_response()?;
+            self.context.forwarder.late_response_discarded();
+        }
+        self.written();
+        Ok(self.scan_or_read())
+    }
+
+    /// What was admitted has been written.
+    fn written(&mut self) {
+        let inside = self.scanner.is_inside();
+        self.position = match inside {
+            true => StreamPosition::InsideMessage,
+            false if self.fatal_last => StreamPosition::AfterFatal,
+            false => StreamPosition::BetweenMessages,
+        };
+        self.context.written(Direction::Response, inside);
+    }
+
+    fn send_to_client(
+        &mut self,
+        messages: &[u8],
+        operation: &'static str,
+    ) -> Result<(), ProcessorExit> {
+        self.position = StreamPosition::InsideMessage;
+        self.context
+            .client
+            .write_all(messages, None)
+            .map_err(|source| failed(Peer::Client, operation, source))
+    }
+
+    /// Drops the answer to the proxy's own late query, up to its ReadyForQuery,
+    /// which answers nothing the client asked.  What a server may send at any time
+    /// is the client's all the same, but for notices, which are the query's.
+    fn discard_late_response(&mut self) -> Result<(), ProcessorExit> {
+        // Bytes of a dropped frame that are still to come.
+        let mut dropping = 0usize;
+        loop {
+            let buffer = &mut self.reader.buffer;
+            let count = dropping.min(buffer.bytes.len());
+            buffer.consume(count);
+            dropping -= count;
+            let header = Header::parse(&buffer.bytes)
+                .map_err(|source| malformed(Peer::Server, DISCARDING, source))?;
+            if let Some(Header { tag, body_bytes }) = header {
+                let tag = BackendTag(tag);
+                let frame_bytes = HEADER_BYTES + body_bytes;
+                let whole = buffer.bytes.len() >= frame_bytes;
+                let is_clients = tag.is_asynchronous() && tag != BackendTag::NOTICE_RESPONSE;
+                match tag {
+                    BackendTag::READY_FOR_QUERY if whole => {
+                        buffer.consume(frame_bytes);
+                        return Ok(());
+                    }
+                    // These two are short, and looked at when they are whole.
+                    BackendTag::READY_FOR_QUERY => {}
+                    _ if is_clients && frame_bytes <= LARGE_BUFFER_BYTES => {
+                        if whole {
+                            self.pass_unasked(tag, frame_bytes)?;
+                            continue;
+                        }
+                    }
+                    _ => {
+                        dropping = frame_bytes;
+                        continue;
+                    }
+                }
+            }
+            let received = self
+                .reader
+                .read(self.server.stream(), &self.context.client, true)
+                .map_err(|source| failed(Peer::Server, DISCARDING, source))?;
+            if received == Received::Eof {
+                return Err(ProcessorExit::ServerLeft);
+            }
+        }
+    }
+
+    /// Forwards the first frame of the buffer, which no request has asked for.
+    fn pass_unasked(&mut self, tag: BackendTag, frame_bytes: usize) -> Result<(), ProcessorExit> {
+        let frame = self.reader.buffer.first(frame_bytes);
+        let body = frame.get(HEADER_BYTES..).unwrap_or_default();
+        if tag == BackendTag::PARAMETER_STATUS
+            && let Some((name, value)) = parameter_status(body)
+        {
+            self.context.parameters.lock().set(name, value);
+        }
+        self.position = StreamPosition::InsideMessage;
+        self.context
+            .client
+            .write_all(frame, None)
+            .map_err(|source| failed(Peer::Client, DISCARDING, source))?;
+        self.position = StreamPosition::BetweenMessages;
+        self.reader.buffer.consume(frame_bytes);
+        Ok(())
+    }
+}
+
+/// Whether the server ends the session with this message.  Told from an ordinary
+/// error, since a server can be lost behind one of those as well.
+fn is_fatal_error(frame: &Scanned<'_>) -> bool {
+    BackendTag(frame.tag) == BackendTag::ERROR_RESPONSE
+        && frame
+            .body
+            .is_some_and(|body| ErrorFields::parse(body).is_fatal())
+}
+
+/// Notes the frames that the exchange tracks and the parameters' new values.
+fn note_response(
+    frames: &mut Vec<ResponseFrame>,
+    frame: Scanned<'_>,
+    parameters: &Mutex<Parameters>,
+) -> Verdict {
+    let tag = BackendTag(frame.tag);
+    let mut status = None;
+    match tag {
+        BackendTag::DATA_ROW | BackendTag::COPY_DATA
+            if frames.last().is_some_and(|last| last.tag == tag) =>
+        {
+            return Verdict::Pass;
+        }
+        BackendTag::READY_FOR_QUERY => {
+            let Some(body) = frame.body else {
+                return Verdict::Hold;
+            };
+            status = body.first().copied().and_then(TransactionStatus::from_byte);
+        }
+        BackendTag::ERROR_RESPONSE if frame.body.is_none() && frame.frame_bytes <= REPORT_LIMIT => {
+            return Verdict::Hold;
+        }
+        BackendTag::PARAMETER_STATUS => match frame.body {
+            None if frame.frame_bytes <= REPORT_LIMIT => return Verdict::Hold,
+            None => {}
+            Some(body) => {
+                if let Some((name, value)) = parameter_status(body) {
+                    parameters.lock().set(name, value);
+                }
+            }
+        },
+        _ => {}
+    }
+    frames.push(ResponseFrame { tag, status });
+    Verdict::Pass
+}
