@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::Dialect;
-use crate::error::{Error, Peer, SqlState};
+use crate::error::{Error, Peer, Refusal};
 use crate::frame::FrameReader;
 use crate::socket::{Received, Socket, Wait};
 use crate::startup::{MAX_STARTUP_BYTES, Startup, StartupPacket};
@@ -50,26 +50,34 @@ pub struct Admitted {
 
 /// An admission that failed, with the connection that is to be told.
 #[derive(Debug)]
-pub struct Refusal {
+pub struct FailedAdmission {
     /// `None` where nothing can be told any more.
     pub stream: Option<Arc<Stream>>,
     /// Why.
     pub error: Error,
 }
 
-/// Takes a new connection up to its startup packet, until `deadline`; with `tls`
-/// through a handshake where the client asks for one.
+/// What decides whether a client may ask for what it asks.
+#[derive(Clone, Copy)]
+pub struct Rules<'a> {
+    /// Where the client connects from.
+    pub client_address: SocketAddr,
+    /// Of the servers behind the proxy.
+    pub dialect: Dialect,
+    /// `None`: there is no TLS for clients.
+    pub tls: Option<&'a ClientTlsContext>,
+    /// Of the whole login.
+    pub deadline: Instant,
+}
+
+/// Takes a new connection up to its startup packet, until the rules' deadline;
+/// with TLS through a handshake where the client asks for one.
 ///
 /// # Errors
 /// The connection with what it is to be told.
-pub fn admit(
-    socket: Socket,
-    client_address: SocketAddr,
-    dialect: Dialect,
-    tls: Option<&ClientTlsContext>,
-    deadline: Instant,
-) -> Result<Admission, Refusal> {
-    let untold = |error| Refusal {
+pub fn admit(socket: Socket, rules: Rules<'_>) -> Result<Admission, FailedAdmission> {
+    let Rules { tls, deadline, .. } = rules;
+    let untold = |error| FailedAdmission {
         stream: None,
         error,
     };
@@ -79,14 +87,14 @@ pub fn admit(
         Err(error) => {
             let error = Error::io(Peer::Client, READING, error);
             let stream = Some(Arc::new(Stream::Plain(socket)));
-            return Err(Refusal { stream, error });
+            return Err(FailedAdmission { stream, error });
         }
     };
     let direct = first == HANDSHAKE_RECORD;
     let asked = match (direct, tls) {
         (true, Some(_)) => Asked::ForTls(socket),
         // A length field that begins so is too long: refused below.
-        _ => ask(socket, client_address, dialect, tls, deadline)?,
+        _ => ask(socket, rules)?,
     };
     let socket = match asked {
         Asked::Admitted(admission) => return Ok(admission),
@@ -104,21 +112,16 @@ pub fn admit(
         .accept(socket, deadline, direct)
         .map_err(|source| untold(Error::io(Peer::Client, "negotiating TLS", source)))?;
     let stream = Arc::new(stream);
-    let refuse = |error| Refusal {
+    let refuse = |error| FailedAdmission {
         stream: Some(Arc::clone(&stream)),
         error,
     };
     let mut buffer = Vec::new();
     match next(&stream, &mut buffer, deadline).map_err(refuse)? {
         None => Ok(Admission::Probe),
-        Some(Startup::Session(startup)) => welcome(
-            Arc::clone(&stream),
-            buffer,
-            startup,
-            client_address,
-            dialect,
-        )
-        .map_err(refuse),
+        Some(Startup::Session(startup)) => {
+            welcome(Arc::clone(&stream), buffer, startup, rules).map_err(refuse)
+        }
         Some(Startup::Cancel(key)) => Ok(Admission::Cancel { key, stream }),
         Some(Startup::Ssl | Startup::GssEncryption) => Err(refuse(Error::protocol(
             Peer::Client,
@@ -145,13 +148,8 @@ enum Asked {
 }
 
 /// The packets in clear: encryption requests, then a startup packet.
-fn ask(
-    socket: Socket,
-    client_address: SocketAddr,
-    dialect: Dialect,
-    tls: Option<&ClientTlsContext>,
-    deadline: Instant,
-) -> Result<Asked, Refusal> {
+fn ask(socket: Socket, rules: Rules<'_>) -> Result<Asked, FailedAdmission> {
+    let Rules { tls, deadline, .. } = rules;
     let stream = Stream::Plain(socket);
     let mut buffer = Vec::new();
     let mut requests = 0;
@@ -163,15 +161,14 @@ fn ask(
         };
         match packet {
             Startup::Session(_) if tls.is_some_and(ClientTlsContext::is_required) => {
-                let text = "sqlproxy requires an encrypted connection (sslmode=require)";
-                break Error::refused(SqlState::INVALID_AUTHORIZATION, text);
+                break Refusal::EncryptionRequired.into();
             }
             Startup::Session(startup) => {
                 let stream = Arc::new(stream);
                 let told = Arc::clone(&stream);
-                return welcome(stream, buffer, startup, client_address, dialect)
+                return welcome(stream, buffer, startup, rules)
                     .map(Asked::Admitted)
-                    .map_err(|error| Refusal {
+                    .map_err(|error| FailedAdmission {
                         stream: Some(told),
                         error,
                     });
@@ -194,7 +191,7 @@ fn ask(
                 let willing = request == Startup::Ssl && tls.is_some();
                 let answer: &[u8] = if willing { b"S" } else { b"N" };
                 let sent = stream.write_all(answer, Some(deadline));
-                sent.map_err(|source| Refusal {
+                sent.map_err(|source| FailedAdmission {
                     stream: None,
                     error: Error::io(Peer::Client, "answering an encryption request", source),
                 })?;
@@ -204,7 +201,7 @@ fn ask(
             }
         }
     };
-    Err(Refusal {
+    Err(FailedAdmission {
         stream: Some(Arc::new(stream)),
         error: refused,
     })
@@ -224,9 +221,13 @@ fn welcome(
     stream: Arc<Stream>,
     buffer: Vec<u8>,
     mut startup: StartupPacket,
-    client_address: SocketAddr,
-    dialect: Dialect,
+    rules: Rules<'_>,
 ) -> Result<Admission, Error> {
+    let Rules {
+        dialect,
+        client_address,
+        ..
+    } = rules;
     dialect.check_startup(&mut startup, client_address)?;
     let client = FrameReader::new(stream, Peer::Client, buffer);
     Ok(Admission::Session(Admitted { client, startup }))

@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::time::Instant;
 
-use crate::error::{Error, Peer, SqlState};
+use crate::error::{Error, Peer, Refusal};
 use crate::frame::{Frame, FrameReader};
 use crate::message::{
     BackendTag, ErrorFields, FrontendTag, TransactionStatus, parameter_status, put_cstr,
@@ -231,10 +231,7 @@ fn step(frame: &Frame, login: &mut Login) -> Result<Step, Error> {
                 3 | 5 | 10 | 11 => Ok(Step::ClientAnswers),
                 // GSS, GSSContinue, SSPI: bound to the host name that the
                 // client dialed, which is the proxy's.
-                7..=9 => Err(Error::refused(
-                    SqlState::FEATURE_NOT_SUPPORTED,
-                    "the SQL server asks for GSSAPI or SSPI, which sqlproxy cannot relay",
-                )),
+                7..=9 => Err(Refusal::GssApi.into()),
                 code => out_of_place(format!("unknown Authentication request {code}").into()),
             }
         }

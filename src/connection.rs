@@ -9,13 +9,13 @@ use std::time::Instant;
 use crossbeam_channel::Sender;
 use parking_lot::{Mutex, RwLock};
 
-use crate::admission::{Admission, Admitted, Refusal, admit};
+use crate::admission::{Admission, Admitted, FailedAdmission, Rules, admit};
 use crate::authentication::{Login, Relayed, relay};
 use crate::cancel::{self, CancelKeys, Cancellable};
 use crate::config::Config;
 use crate::connection_limit::{Limit, Permit};
 use crate::connector::{Connected, Connector};
-use crate::error::{Error, Peer, SqlState};
+use crate::error::{Error, Peer, Refusal, SqlState};
 use crate::logging::event;
 use crate::message::fatal_error;
 use crate::metrics::{Event, Gauge, Metrics};
@@ -28,9 +28,6 @@ use crate::socket::{ReadDeadline, Socket};
 use crate::stream::Stream;
 use crate::tls::TlsContexts;
 use crate::transfer::TransferContext;
-
-/// SQLSTATE class 28 of errcodes.txt, "Invalid Authorization Specification".
-const INVALID_AUTHORIZATION_CLASS: &str = "28";
 
 /// What all sessions share.
 pub struct ProxyState {
@@ -77,13 +74,13 @@ pub fn serve(state: &Arc<ProxyState>, conn: u64, stream: TcpStream, client_addre
         }
     };
     let tls = Arc::clone(&state.tls.read());
-    match admit(
-        socket,
+    let rules = Rules {
         client_address,
-        config.dialect,
-        tls.client.as_ref(),
+        dialect: config.dialect,
+        tls: tls.client.as_ref(),
         deadline,
-    ) {
+    };
+    match admit(socket, rules) {
         Ok(Admission::Probe) => {
             log::debug!(conn, client:% = client_address; "connection closed before a startup packet");
         }
@@ -115,7 +112,7 @@ pub fn serve(state: &Arc<ProxyState>, conn: u64, stream: TcpStream, client_addre
                 Err(error) => refuse(state, &name, Some(&client), &error),
             }
         }
-        Err(Refusal { stream, error }) => {
+        Err(FailedAdmission { stream, error }) => {
             let name = SessionName {
                 conn,
                 client: client_address.to_string(),
@@ -179,15 +176,10 @@ fn open(
         startup,
     } = admitted;
     if state.stopping.load(Ordering::SeqCst) {
-        let text = "sqlproxy is shutting down";
-        return Err(Error::refused(SqlState::ADMIN_SHUTDOWN, text));
+        return Err(Refusal::Stopping.into());
     }
     let Some(permit) = state.session_limit.take() else {
-        let text = format!(
-            "sqlproxy has reached max_connections = {}",
-            config.max_connections
-        );
-        return Err(Error::refused(SqlState::TOO_MANY_CONNECTIONS, text));
+        return Err(Refusal::MaxConnections(config.max_connections).into());
     };
     let Connected {
         assignment,
@@ -206,7 +198,7 @@ fn open(
     let Login { key, parameters } = match relayed {
         Relayed::LoggedIn(login) => login,
         Relayed::Refused { fields, hint } => {
-            if fields.sqlstate.starts_with(INVALID_AUTHORIZATION_CLASS) {
+            if fields.sqlstate.starts_with(SqlState::AUTHORIZATION_CLASS) {
                 state.metrics.count(Event::AuthenticationFailure);
             }
             if let Some(hint) = hint {

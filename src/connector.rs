@@ -12,7 +12,7 @@ use parking_lot::RwLock;
 use crate::authentication::{Login, by_token};
 use crate::balancer::{Assignment, BackendId, Balancer, NoTarget};
 use crate::config::{Address, Config};
-use crate::error::{Error, Peer};
+use crate::error::{Error, Peer, SqlState};
 use crate::frame::{Frame, FrameReader};
 use crate::message::{BackendTag, ErrorFields};
 use crate::metrics::{Event, Metrics};
@@ -215,8 +215,7 @@ impl Connector {
             let ErrorFields {
                 sqlstate, message, ..
             } = ErrorFields::parse(first.body());
-            // cannot_connect_now, too_many_connections, admin_shutdown.
-            if matches!(sqlstate.as_str(), "57P03" | "53300" | "57P01") {
+            if SqlState::is_not_ready(&sqlstate) {
                 return Err(Error::ServerError {
                     operation: "a session",
                     sqlstate,

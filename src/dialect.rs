@@ -10,7 +10,7 @@ mod cockroachdb;
 
 use std::net::SocketAddr;
 
-use crate::error::{Error, SqlState};
+use crate::error::{Error, Refusal};
 use crate::frame::Frame;
 use crate::message::{BackendTag, ErrorFields, data_row, row_description, split_cstr};
 use crate::startup::StartupPacket;
@@ -70,11 +70,7 @@ impl Dialect {
     ) -> Result<(), Error> {
         cockroachdb::refuse_token(startup)?;
         if startup.get(b"user").is_none_or(<[u8]>::is_empty) {
-            // PostgreSQL's own words and SQLSTATE (postmaster.c).
-            return Err(Error::refused(
-                SqlState::INVALID_AUTHORIZATION,
-                "no PostgreSQL user name specified in startup packet",
-            ));
+            return Err(Refusal::NoUser.into());
         }
         match self {
             Self::CockroachDb => cockroachdb::prepare_startup(startup, client),

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::error::{Peer, SqlState};
+use crate::error::{Peer, SqlState, server_lost};
 use crate::message::fatal_error;
 use crate::metrics::Event;
 use crate::processor::ProcessorExit;
@@ -25,10 +25,7 @@ impl DisconnectReason {
         match self {
             Self::ProcessorExit(ProcessorExit::ClientLeft { .. }) => Some(Vec::new()),
             Self::ProcessorExit(ProcessorExit::ServerLeft | ProcessorExit::Closed) => {
-                Some(fatal((
-                    SqlState::CONNECTION_FAILURE,
-                    "the connection to the SQL server was lost".to_owned(),
-                )))
+                Some(fatal(server_lost()))
             }
             Self::ProcessorExit(ProcessorExit::Failed(error)) => error.client_report().map(fatal),
             Self::ServerLost(Lost {

@@ -49,6 +49,80 @@ impl SqlState {
     pub const ADMIN_SHUTDOWN: Self = Self("57P01");
 }
 
+impl SqlState {
+    /// The class of a server's refusal of credentials, "Invalid Authorization
+    /// Specification" in errcodes.txt.
+    pub const AUTHORIZATION_CLASS: &str = "28";
+
+    /// Whether a server says by this code that it takes no session now, whoever
+    /// asks: cannot_connect_now, too_many_connections, admin_shutdown.
+    #[must_use]
+    pub fn is_not_ready(sqlstate: &str) -> bool {
+        matches!(sqlstate, "57P03" | "53300" | "57P01")
+    }
+}
+
+/// Why the proxy itself refuses or ends a session.  One place for what the client
+/// is told, which is also the log's reason.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The client came in clear under `mode = "require"`.
+    #[error("sqlproxy requires an encrypted connection (sslmode=require)")]
+    EncryptionRequired,
+    /// A startup packet of another protocol version.
+    #[error("unsupported frontend protocol {major}.{minor}: sqlproxy speaks 3.x")]
+    ProtocolVersion {
+        /// As the client sent it.
+        major: u32,
+        /// As the client sent it.
+        minor: u16,
+    },
+    /// PostgreSQL's own words (postmaster.c).
+    #[error("no PostgreSQL user name specified in startup packet")]
+    NoUser,
+    /// A startup parameter that is the proxy's to send, or ambiguous.
+    #[error("parameter {0} is not allowed")]
+    Parameter(String),
+    /// The server's method cannot be relayed.
+    #[error("the SQL server asks for GSSAPI or SSPI, which sqlproxy cannot relay")]
+    GssApi,
+    /// A new session while the proxy ends.
+    #[error("sqlproxy is shutting down")]
+    Stopping,
+    /// All sessions that there may be are there.
+    #[error("sqlproxy has reached max_connections = {0}")]
+    MaxConnections(usize),
+    /// A thread for the session could not be had.
+    #[error("sqlproxy could not start a thread: {0}")]
+    NoThread(String),
+    /// The proxy ends a running session.
+    #[error("terminating connection because sqlproxy is shutting down")]
+    Shutdown,
+}
+
+impl Refusal {
+    /// The client's SQLSTATE.
+    #[must_use]
+    pub const fn sqlstate(&self) -> SqlState {
+        match self {
+            Self::EncryptionRequired | Self::NoUser => SqlState::INVALID_AUTHORIZATION,
+            Self::ProtocolVersion { .. } | Self::GssApi => SqlState::FEATURE_NOT_SUPPORTED,
+            Self::Parameter(_) => SqlState::REJECTED_CONNECTION,
+            Self::Stopping | Self::Shutdown => SqlState::ADMIN_SHUTDOWN,
+            Self::MaxConnections(_) | Self::NoThread(_) => SqlState::TOO_MANY_CONNECTIONS,
+        }
+    }
+}
+
+/// What a client is told whose server has left without a word.
+#[must_use]
+pub fn server_lost() -> (SqlState, String) {
+    (
+        SqlState::CONNECTION_FAILURE,
+        "the connection to the SQL server was lost".to_owned(),
+    )
+}
+
 /// Bytes that are no frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadFrame {
@@ -138,13 +212,8 @@ pub enum Error {
     #[error("no SQL server could be reached: {0}")]
     NoBackendReached(#[source] Box<Self>),
     /// The proxy refuses the client.
-    #[error("{message}")]
-    Refused {
-        /// The client's SQLSTATE.
-        sqlstate: SqlState,
-        /// The client's text, and the log's.
-        message: String,
-    },
+    #[error("{0}")]
+    Refused(#[from] Refusal),
 }
 
 /// An I/O error without the `(os error 104)` that says nothing to an operator.
@@ -168,15 +237,6 @@ impl Error {
                 operation,
                 source,
             },
-        }
-    }
-
-    /// A refusal by the proxy itself.
-    #[must_use]
-    pub fn refused(sqlstate: SqlState, message: impl Into<String>) -> Self {
-        Self::Refused {
-            sqlstate,
-            message: message.into(),
         }
     }
 
@@ -204,7 +264,7 @@ impl Error {
             | Self::Malformed { peer, .. }
             | Self::Protocol { peer, .. } => Some(*peer),
             Self::ServerError { .. } => Some(Peer::Server),
-            Self::NoBackend | Self::NoBackendReached(_) | Self::Refused { .. } => None,
+            Self::NoBackend | Self::NoBackendReached(_) | Self::Refused(_) => None,
         }
     }
 
@@ -212,9 +272,9 @@ impl Error {
     /// `None` where it is the client's connection that failed.
     #[must_use]
     pub fn client_report(&self) -> Option<(SqlState, String)> {
-        let server_lost = |what: &str| Some((SqlState::CONNECTION_FAILURE, what.to_owned()));
+        let failed = |what: &str| Some((SqlState::CONNECTION_FAILURE, what.to_owned()));
         match self {
-            Self::Refused { sqlstate, message } => Some((*sqlstate, message.clone())),
+            Self::Refused(refusal) => Some((refusal.sqlstate(), refusal.to_string())),
             Self::NoBackend | Self::NoBackendReached(_) => {
                 Some((SqlState::UNABLE_TO_CONNECT, self.to_string()))
             }
@@ -237,13 +297,11 @@ impl Error {
             | Self::Closed {
                 peer: Peer::Client, ..
             } => None,
-            Self::ServerError { .. } => server_lost(&self.to_string()),
-            Self::Timeout { .. } => server_lost("the SQL server did not answer in time"),
-            Self::Io { .. } | Self::Closed { .. } => {
-                server_lost("the connection to the SQL server was lost")
-            }
+            Self::ServerError { .. } => failed(&self.to_string()),
+            Self::Timeout { .. } => failed("the SQL server did not answer in time"),
+            Self::Io { .. } | Self::Closed { .. } => Some(server_lost()),
             Self::Malformed { .. } | Self::Protocol { .. } => {
-                server_lost("the SQL server broke the protocol")
+                failed("the SQL server broke the protocol")
             }
         }
     }

@@ -15,7 +15,7 @@ use crate::balancer::BackendId;
 use crate::cancel::{CancelTarget, Cancellable};
 use crate::config::Config;
 use crate::disconnect::DisconnectReason;
-use crate::error::{Error, SqlState};
+use crate::error::Refusal;
 use crate::exchange::Exchange;
 use crate::forwarder::{Closing, Direction, Forwarder, Interrupt, Obstacle, Ordered, Ready};
 use crate::logging::{Milliseconds, event};
@@ -198,8 +198,7 @@ impl Session {
         let responses = match responses {
             Ok(responses) => responses,
             Err(error) => {
-                let text = format!("sqlproxy could not start a thread: {error}");
-                let error = Error::refused(SqlState::TOO_MANY_CONNECTIONS, text);
+                let error = Refusal::NoThread(error.to_string()).into();
                 self.set_cause(DisconnectReason::ProcessorExit(ProcessorExit::Failed(
                     error,
                 )));
@@ -279,10 +278,10 @@ impl Session {
             .map(DisconnectReason::last_message);
         let message = match (known, self.forwarder.closing()) {
             (Some(message), _) => message,
-            (None, Some(Closing::ShutdownSafe | Closing::ShutdownForced)) => Some(fatal_error(
-                SqlState::ADMIN_SHUTDOWN,
-                "terminating connection because sqlproxy is shutting down",
-            )),
+            (None, Some(Closing::ShutdownSafe | Closing::ShutdownForced)) => {
+                let refusal = Refusal::Shutdown;
+                Some(fatal_error(refusal.sqlstate(), &refusal.to_string()))
+            }
             (None, Some(Closing::Ended) | None) => None,
         };
         if let Some(message) = message {

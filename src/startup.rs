@@ -2,7 +2,7 @@
 //! (protocol document, "Start-up", "Canceling Requests in Progress", "SSL
 //! Session Encryption").
 
-use crate::error::{Error, Peer, SqlState};
+use crate::error::{Error, Peer, Refusal};
 use crate::message::{put_cstr, put_sized, split_cstr};
 
 /// PostgreSQL refuses longer ones (pqcomm.h, `MAX_STARTUP_PACKET_LENGTH`).
@@ -86,10 +86,7 @@ impl Startup {
             }
             version => match (version >> 16, (version & 0xffff) as u16) {
                 (3, minor) => StartupPacket::parse(minor, rest).map(Self::Session),
-                (major, minor) => Err(Error::refused(
-                    SqlState::FEATURE_NOT_SUPPORTED,
-                    format!("unsupported frontend protocol {major}.{minor}: sqlproxy speaks 3.x"),
-                )),
+                (major, minor) => Err(Refusal::ProtocolVersion { major, minor }.into()),
             },
         }
     }

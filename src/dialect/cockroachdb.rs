@@ -12,7 +12,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use uuid::Uuid;
 
 use super::{Answer, BadAnswer, Capture, SessionState, SessionTransfer, Unsupported};
-use crate::error::{Error, SqlState};
+use crate::error::{Error, Refusal};
 use crate::message::query;
 use crate::startup::StartupPacket;
 
@@ -42,9 +42,8 @@ const TOKENS_UNSUPPORTED: Unsupported = Unsupported {
 /// CockroachDB may stand behind a file that says otherwise.
 pub(super) fn refuse_token(startup: &StartupPacket) -> Result<(), Error> {
     if startup.has_ignoring_case(REVIVAL_TOKEN) {
-        let name = String::from_utf8_lossy(REVIVAL_TOKEN);
-        let text = format!("parameter {name} is not allowed");
-        return Err(Error::refused(SqlState::REJECTED_CONNECTION, text));
+        let name = String::from_utf8_lossy(REVIVAL_TOKEN).into_owned();
+        return Err(Refusal::Parameter(name).into());
     }
     Ok(())
 }
