@@ -99,7 +99,6 @@ pub fn relay(
                 put_message(&mut to_client, BackendTag::BACKEND_KEY_DATA.0, |out| {
                     out.extend_from_slice(&key);
                 });
-                login.key = Some(frame.body().to_vec());
             }
             BackendTag::AUTHENTICATION => match without_channel_binding(&frame, binding) {
                 Some(offer) => {
@@ -155,9 +154,6 @@ pub fn by_token(
     let mut frame = first.clone();
     loop {
         budget.take(Peer::Server, &frame, deadline)?;
-        if frame.backend_tag() == BackendTag::BACKEND_KEY_DATA {
-            login.key = Some(frame.body().to_vec());
-        }
         match step(&frame, &mut login)? {
             Step::Continue => {}
             Step::ClientAnswers => {
@@ -216,6 +212,8 @@ enum Step {
     Ready,
 }
 
+/// Takes what one of the server's messages tells into `login`, and says what
+/// follows.
 fn step(frame: &Frame, login: &mut Login) -> Result<Step, Error> {
     let out_of_place = |what: Cow<'static, str>| Err(Error::protocol(Peer::Server, LOGIN, what));
     match frame.backend_tag() {
@@ -241,9 +239,11 @@ fn step(frame: &Frame, login: &mut Login) -> Result<Step, Error> {
             }
             Ok(Step::Continue)
         }
-        BackendTag::BACKEND_KEY_DATA
-        | BackendTag::NOTICE_RESPONSE
-        | BackendTag::NEGOTIATE_PROTOCOL_VERSION => Ok(Step::Continue),
+        BackendTag::BACKEND_KEY_DATA => {
+            login.key = Some(frame.body().to_vec());
+            Ok(Step::Continue)
+        }
+        BackendTag::NOTICE_RESPONSE | BackendTag::NEGOTIATE_PROTOCOL_VERSION => Ok(Step::Continue),
         BackendTag::ERROR_RESPONSE => Ok(Step::Refused(ErrorFields::parse(frame.body()))),
         BackendTag::READY_FOR_QUERY => match frame.body() {
             &[status] if TransactionStatus::from_byte(status) == Some(TransactionStatus::Idle) => {
