@@ -43,11 +43,13 @@ const ACCEPT_PAUSE: Timespec = Timespec {
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// `Ok`, or in one line why no client should be sent here now.
-pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+pub(crate) type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
-/// The admin HTTP server; stops when it is dropped.
+/// The admin HTTP server.  Dropped, it closes its listener and all clients and
+/// waits for their threads; a request whose answer is being made (`readiness`) is
+/// waited for.
 #[derive(Debug)]
-pub struct Admin {
+pub(crate) struct Admin {
     state: Arc<AdminState>,
     address: SocketAddr,
     acceptor: Option<JoinHandle<()>>,
@@ -92,7 +94,7 @@ impl Admin {
     ///
     /// # Errors
     /// No eventfd, no thread, or the listener refuses to be made non-blocking.
-    pub fn start(
+    pub(crate) fn start(
         listener: TcpListener,
         metrics: Arc<Metrics>,
         readiness: Readiness,
@@ -121,14 +123,8 @@ impl Admin {
 
     /// Where it listens; names the port where the configuration said 0.
     #[must_use]
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
-    }
-
-    /// Closes the listener and all clients and waits for their threads. A request
-    /// whose answer is being made (`readiness`) is waited for.
-    pub fn stop(self) {
-        drop(self);
     }
 }
 

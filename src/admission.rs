@@ -25,7 +25,7 @@ const MAX_ENCRYPTION_REQUESTS: usize = 2;
 
 /// What a connection turned out to be.
 #[derive(Debug)]
-pub enum Admission {
+pub(crate) enum Admission {
     /// A client that asks for a session.
     Session(Admitted),
     /// A CancelRequest with this key.
@@ -41,7 +41,7 @@ pub enum Admission {
 
 /// A client that asks for a session and may.
 #[derive(Debug)]
-pub struct Admitted {
+pub(crate) struct Admitted {
     /// Its connection, and what it sent behind its startup packet.
     pub client: FrameReader,
     /// Its startup packet, made fit for a server.
@@ -50,7 +50,7 @@ pub struct Admitted {
 
 /// An admission that failed, with the connection that is to be told.
 #[derive(Debug)]
-pub struct FailedAdmission {
+pub(crate) struct FailedAdmission {
     /// `None` where nothing can be told any more.
     pub stream: Option<Arc<Stream>>,
     /// Why.
@@ -59,7 +59,7 @@ pub struct FailedAdmission {
 
 /// What decides whether a client may ask for what it asks.
 #[derive(Clone, Copy)]
-pub struct Rules<'a> {
+pub(crate) struct Rules<'a> {
     /// Where the client connects from.
     pub client_address: SocketAddr,
     /// Of the servers behind the proxy.
@@ -75,7 +75,7 @@ pub struct Rules<'a> {
 ///
 /// # Errors
 /// The connection with what it is to be told.
-pub fn admit(socket: Socket, rules: Rules<'_>) -> Result<Admission, FailedAdmission> {
+pub(crate) fn admit(socket: Socket, rules: Rules<'_>) -> Result<Admission, FailedAdmission> {
     let Rules { tls, deadline, .. } = rules;
     let untold = |error| FailedAdmission {
         stream: None,

@@ -27,7 +27,7 @@ const LOGIN: &str = "logging in";
 
 /// What a server told at login.
 #[derive(Debug, Default)]
-pub struct Login {
+pub(crate) struct Login {
     /// Process id and secret, for CancelRequest; some servers send none.
     pub key: Option<Vec<u8>>,
     /// Its ParameterStatus values.
@@ -36,7 +36,7 @@ pub struct Login {
 
 /// How a client that took part in SCRAM was told of channel binding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ChannelBinding {
+pub(crate) enum ChannelBinding {
     /// The proxy shows the client the very certificate that the server shows,
     /// so a login bound to it is good on both legs.
     Relayed,
@@ -47,14 +47,14 @@ pub enum ChannelBinding {
 /// The hint for an operator whose clients are refused for their gs2 flag: a
 /// client that could have bound the channel says so, and a server that could
 /// have as well takes that for an attack (RFC 5802, section 6).
-pub const WITHHELD_HINT: &str = "the client speaks TLS to sqlproxy and the server TLS as well, \
+pub(crate) const WITHHELD_HINT: &str = "the client speaks TLS to sqlproxy and the server TLS as well, \
      so neither finds channel binding where it expects it: set channel_binding=disable at the \
      client, or give [client_tls] the server's own certificate, or set sslmode = \"disable\" in \
      [server_tls]";
 
 /// How a relayed login ended.
 #[derive(Debug)]
-pub enum Relayed {
+pub(crate) enum Relayed {
     /// The client has its ReadyForQuery.
     LoggedIn(Login),
     /// The server refused it; the client has been told in the server's words.
@@ -73,7 +73,7 @@ pub enum Relayed {
 ///
 /// # Errors
 /// Names the side that failed; the client has not been told.
-pub fn relay(
+pub(crate) fn relay(
     client: &mut FrameReader,
     server: &mut FrameReader,
     first: Frame,
@@ -144,7 +144,7 @@ pub fn relay(
 ///
 /// # Errors
 /// The server's own refusal, or that it asks for more than the token.
-pub fn by_token(
+pub(crate) fn by_token(
     server: &mut FrameReader,
     first: &Frame,
     deadline: Instant,
@@ -163,7 +163,7 @@ pub fn by_token(
             Step::Refused(ErrorFields {
                 sqlstate, message, ..
             }) => {
-                return Err(Error::ServerError {
+                return Err(Error::ServerRefused {
                     operation: "the login",
                     sqlstate,
                     message,

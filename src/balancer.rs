@@ -19,7 +19,7 @@ const SLOW_MEMORY: Duration = Duration::from_secs(10);
 /// Stands for one configured backend for as long as sessions are on it, even if
 /// a reload takes it out of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BackendId(u64);
+pub(crate) struct BackendId(u64);
 
 #[derive(Debug)]
 struct Backend {
@@ -36,13 +36,13 @@ struct Backend {
 
 /// All backends and how many sessions each has.
 #[derive(Debug)]
-pub struct Balancer {
+pub(crate) struct Balancer {
     backends: Mutex<Vec<Backend>>,
 }
 
 /// Why there is no target for a transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NoTarget {
+pub(crate) enum NoTarget {
     /// The file names others, but none of them is active.
     NoneActive,
     /// Every other active backend has been tried, or was just now too slow.
@@ -61,7 +61,7 @@ impl fmt::Display for NoTarget {
 impl Balancer {
     /// Begins with the backends of the configuration.
     #[must_use]
-    pub fn new(configured: &[BackendConfig]) -> Arc<Self> {
+    pub(crate) fn new(configured: &[BackendConfig]) -> Arc<Self> {
         let balancer = Self {
             backends: Mutex::new(Vec::new()),
         };
@@ -71,7 +71,7 @@ impl Balancer {
 
     /// Takes over a new list.  A backend stays the same one as long as name and
     /// address stay.
-    pub fn configure(&self, configured: &[BackendConfig]) {
+    pub(crate) fn configure(&self, configured: &[BackendConfig]) {
         let mut backends = self.backends.lock();
         let mut next = backends.iter().map(|b| b.id.0 + 1).max().unwrap_or(0);
         for backend in backends.iter_mut() {
@@ -101,7 +101,7 @@ impl Balancer {
     /// A place on the active backend with the fewest sessions, those in `tried`
     /// left out; the first in the file among equals.
     #[must_use]
-    pub fn pick(self: &Arc<Self>, tried: &[BackendId]) -> Option<Assignment> {
+    pub(crate) fn pick(self: &Arc<Self>, tried: &[BackendId]) -> Option<Assignment> {
         let mut backends = self.backends.lock();
         let now = Instant::now();
         let slow = |b: &Backend| b.slow.is_some_and(|at| now < at + SLOW_MEMORY);
@@ -119,7 +119,7 @@ impl Balancer {
     ///
     /// # Errors
     /// [`NoTarget`].
-    pub fn pick_target(
+    pub(crate) fn pick_target(
         self: &Arc<Self>,
         own: BackendId,
         tried: &[BackendId],
@@ -154,7 +154,7 @@ impl Balancer {
     /// Whether sessions on this backend are to be moved away: it is draining or
     /// no longer in the file.
     #[must_use]
-    pub fn must_drain(&self, id: BackendId) -> bool {
+    pub(crate) fn must_drain(&self, id: BackendId) -> bool {
         let backends = self.backends.lock();
         let backend = backends.iter().find(|b| b.id == id);
         backend.is_none_or(|b| b.state != Some(BackendState::Active))
@@ -162,7 +162,7 @@ impl Balancer {
 
     /// Names and addresses of the active backends.
     #[must_use]
-    pub fn active(&self) -> Vec<(Arc<str>, Address)> {
+    pub(crate) fn active(&self) -> Vec<(Arc<str>, Address)> {
         let backends = self.backends.lock();
         let active = backends
             .iter()
@@ -174,7 +174,7 @@ impl Balancer {
 
     /// Notes how a dial ended; `slow` where its deadline ended it.  Tells
     /// whether that is news.
-    pub fn note_dial(&self, id: BackendId, reached: bool, slow: bool) -> bool {
+    pub(crate) fn note_dial(&self, id: BackendId, reached: bool, slow: bool) -> bool {
         let mut backends = self.backends.lock();
         let Some(backend) = backends.iter_mut().find(|b| b.id == id) else {
             return false;
@@ -186,7 +186,7 @@ impl Balancer {
 
 /// A session's place on a backend; given back when dropped.
 #[derive(Debug)]
-pub struct Assignment {
+pub(crate) struct Assignment {
     balancer: Arc<Balancer>,
     id: BackendId,
     name: Arc<str>,
@@ -196,19 +196,19 @@ pub struct Assignment {
 impl Assignment {
     /// The backend.
     #[must_use]
-    pub const fn id(&self) -> BackendId {
+    pub(crate) const fn id(&self) -> BackendId {
         self.id
     }
 
     /// Its name in the file.
     #[must_use]
-    pub const fn name(&self) -> &Arc<str> {
+    pub(crate) const fn name(&self) -> &Arc<str> {
         &self.name
     }
 
     /// Its address.
     #[must_use]
-    pub const fn address(&self) -> &Address {
+    pub(crate) const fn address(&self) -> &Address {
         &self.address
     }
 }

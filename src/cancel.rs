@@ -19,7 +19,7 @@ use crate::startup::cancel_request;
 
 /// Where a CancelRequest has to go.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CancelTarget {
+pub(crate) struct CancelTarget {
     /// The server.
     pub address: Address,
     /// Its own process id and secret.
@@ -27,7 +27,7 @@ pub struct CancelTarget {
 }
 
 /// A session as the cancel keys see it.
-pub trait Cancellable: Send + Sync {
+pub(crate) trait Cancellable: Send + Sync {
     /// The server it is on now; `None` where that sent no key.
     fn cancel_target(&self) -> Option<CancelTarget>;
 }
@@ -36,13 +36,13 @@ type Keys = Mutex<HashMap<Vec<u8>, Arc<dyn Cancellable>>>;
 
 /// All keys in use.
 #[derive(Default)]
-pub struct CancelKeys {
+pub(crate) struct CancelKeys {
     keys: Arc<Keys>,
 }
 
 /// A key that nobody can guess and that no other session has; forgotten when
 /// dropped.
-pub struct CancelKey {
+pub(crate) struct CancelKey {
     keys: Arc<Keys>,
     key: Vec<u8>,
 }
@@ -54,7 +54,7 @@ impl CancelKeys {
     ///
     /// # Errors
     /// Where the system has no randomness to give.
-    pub fn draw(bytes: usize) -> io::Result<Vec<u8>> {
+    pub(crate) fn draw(bytes: usize) -> io::Result<Vec<u8>> {
         let mut key = vec![0; bytes.max(8)];
         getrandom::fill(&mut key)?;
         Ok(key)
@@ -62,7 +62,11 @@ impl CancelKeys {
 
     /// Lets `key` lead to `session`.  `None` where another session has it.
     #[must_use]
-    pub fn register(&self, key: Vec<u8>, session: Arc<dyn Cancellable>) -> Option<CancelKey> {
+    pub(crate) fn register(
+        &self,
+        key: Vec<u8>,
+        session: Arc<dyn Cancellable>,
+    ) -> Option<CancelKey> {
         let mut keys = self.keys.lock();
         if keys.contains_key(&key) {
             return None;
@@ -76,7 +80,7 @@ impl CancelKeys {
 
     /// The server behind a client's key.
     #[must_use]
-    pub fn find(&self, key: &[u8]) -> Option<CancelTarget> {
+    pub(crate) fn find(&self, key: &[u8]) -> Option<CancelTarget> {
         let session = self.keys.lock().get(key).cloned();
         session?.cancel_target()
     }
@@ -92,7 +96,7 @@ impl Drop for CancelKey {
 
 /// Passes a CancelRequest on to the server that the key's session is on, counts
 /// it, and logs where that failed.
-pub fn serve(
+pub(crate) fn serve(
     keys: &CancelKeys,
     connector: &Connector,
     metrics: &Metrics,

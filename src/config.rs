@@ -17,9 +17,9 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-pub use crate::dialect::Dialect;
-pub use crate::tls::{ClientTls, ClientTlsMode, ServerTls, SslMode};
-pub use address::Address;
+pub(crate) use crate::dialect::Dialect;
+pub(crate) use crate::tls::{ClientTls, ClientTlsMode, ServerTls, SslMode};
+pub(crate) use address::Address;
 use reader::{Reader, Section};
 
 /// Where the proxy listens when the file does not say: CockroachDB's SQL port.

@@ -30,7 +30,7 @@ use crate::tls::TlsContexts;
 use crate::transfer::TransferContext;
 
 /// What all sessions share.
-pub struct ProxyState {
+pub(crate) struct ProxyState {
     /// The configuration in force.
     pub config: Arc<RwLock<Arc<Config>>>,
     /// The TLS configuration in force.
@@ -55,7 +55,12 @@ pub struct ProxyState {
 }
 
 /// Serves one connection to its end.
-pub fn serve(state: &Arc<ProxyState>, conn: u64, stream: TcpStream, client_address: SocketAddr) {
+pub(crate) fn serve(
+    state: &Arc<ProxyState>,
+    conn: u64,
+    stream: TcpStream,
+    client_address: SocketAddr,
+) {
     let config = Arc::clone(&state.config.read());
     let deadline = Instant::now() + config.handshake_timeout;
     let opened = ReadDeadline::new().and_then(|read_deadline| {

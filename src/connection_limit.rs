@@ -13,21 +13,21 @@ struct Taken {
 
 /// A limit on things that each hold a [`Permit`] while they live.
 #[derive(Debug)]
-pub struct Limit {
+pub(crate) struct Limit {
     state: Mutex<Taken>,
     emptied: Condvar,
 }
 
 /// One unit of a [`Limit`]; given back when dropped.
 #[derive(Debug)]
-pub struct Permit {
+pub(crate) struct Permit {
     limit: Arc<Limit>,
 }
 
 impl Limit {
     /// At most `limit` permits at once.
     #[must_use]
-    pub fn new(limit: usize) -> Arc<Self> {
+    pub(crate) fn new(limit: usize) -> Arc<Self> {
         let state = Mutex::new(Taken { limit, taken: 0 });
         Arc::new(Self {
             state,
@@ -36,13 +36,13 @@ impl Limit {
     }
 
     /// Changes the number; those who have a permit keep it.
-    pub fn set(&self, limit: usize) {
+    pub(crate) fn set(&self, limit: usize) {
         self.state.lock().limit = limit;
     }
 
     /// A permit, where one is left.
     #[must_use]
-    pub fn take(self: &Arc<Self>) -> Option<Permit> {
+    pub(crate) fn take(self: &Arc<Self>) -> Option<Permit> {
         let mut state = self.state.lock();
         if state.taken >= state.limit {
             return None;
@@ -55,7 +55,7 @@ impl Limit {
 
     /// Waits until all permits are given back, or until `deadline`; tells which.
     #[must_use]
-    pub fn wait_empty(&self, deadline: Instant) -> bool {
+    pub(crate) fn wait_empty(&self, deadline: Instant) -> bool {
         let mut state = self.state.lock();
         while state.taken > 0 {
             if self.emptied.wait_until(&mut state, deadline).timed_out() {

@@ -27,7 +27,7 @@ const FIRST_ANSWER_BYTES: usize = 64 * 1024;
 
 /// A connection that has been sent its startup packet and has answered.
 #[derive(Debug)]
-pub struct Connected {
+pub(crate) struct Connected {
     /// The backend's place.
     pub assignment: Assignment,
     /// Reads what comes behind the first answer.
@@ -37,7 +37,7 @@ pub struct Connected {
 }
 
 /// Opens connections to the configured backends.
-pub struct Connector {
+pub(crate) struct Connector {
     balancer: Arc<Balancer>,
     metrics: Arc<Metrics>,
     settings: RwLock<Settings>,
@@ -53,7 +53,7 @@ struct Settings {
 impl Connector {
     /// Dials the backends that `balancer` picks.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         config: &Config,
         tls: &TlsContexts,
         balancer: Arc<Balancer>,
@@ -70,7 +70,7 @@ impl Connector {
     }
 
     /// Takes over a new configuration, for dials that begin later.
-    pub fn configure(&self, config: &Config, tls: &TlsContexts) {
+    pub(crate) fn configure(&self, config: &Config, tls: &TlsContexts) {
         *self.settings.write() = Settings {
             connect_timeout: config.connect_timeout,
             tls: Arc::clone(&tls.server),
@@ -79,7 +79,7 @@ impl Connector {
 
     /// Who picks the backends.
     #[must_use]
-    pub const fn balancer(&self) -> &Arc<Balancer> {
+    pub(crate) const fn balancer(&self) -> &Arc<Balancer> {
         &self.balancer
     }
 
@@ -89,7 +89,7 @@ impl Connector {
     ///
     /// # Errors
     /// [`Error::NoBackend`] or [`Error::NoBackendReached`].
-    pub fn connect(
+    pub(crate) fn connect(
         &self,
         startup: &[u8],
         read_deadline: &Arc<ReadDeadline>,
@@ -122,7 +122,7 @@ impl Connector {
     ///
     /// # Errors
     /// The last target's failure, or that there is no target at all.
-    pub fn log_in_target(
+    pub(crate) fn log_in_target(
         &self,
         own: BackendId,
         startup: &[u8],
@@ -216,7 +216,7 @@ impl Connector {
                 sqlstate, message, ..
             } = ErrorFields::parse(first.body());
             if SqlState::is_not_ready(&sqlstate) {
-                return Err(Error::ServerError {
+                return Err(Error::ServerRefused {
                     operation: "a session",
                     sqlstate,
                     message,
@@ -231,7 +231,7 @@ impl Connector {
     ///
     /// # Errors
     /// Names the step; a timeout at `deadline`.
-    pub fn dial(
+    pub(crate) fn dial(
         &self,
         address: &Address,
         read_deadline: &Arc<ReadDeadline>,
@@ -256,7 +256,7 @@ impl Connector {
 
     /// Whether any active backend takes a TCP connection, each given `patience`.
     #[must_use]
-    pub fn any_reachable(&self, patience: Duration) -> bool {
+    pub(crate) fn any_reachable(&self, patience: Duration) -> bool {
         self.balancer.active().iter().any(|(_, address)| {
             let deadline = Instant::now() + patience;
             let found = resolve(address, deadline).unwrap_or_default();
@@ -269,7 +269,7 @@ impl Connector {
 
     /// Until when one dial that begins now may take.
     #[must_use]
-    pub fn dial_deadline(&self) -> Instant {
+    pub(crate) fn dial_deadline(&self) -> Instant {
         Instant::now() + self.settings.read().connect_timeout
     }
 }
@@ -298,7 +298,7 @@ fn dial_tcp(
 
 /// Why no connection for a transfer could be had.
 #[derive(Debug, thiserror::Error)]
-pub enum TargetError {
+pub(crate) enum TargetError {
     /// There is none to try.
     #[error("{0}")]
     None(NoTarget),

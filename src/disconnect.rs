@@ -9,7 +9,7 @@ use crate::processor::ProcessorExit;
 use crate::transfer::Lost;
 
 /// What ended a session, where it was not the proxy's own end.
-pub enum DisconnectReason {
+pub(crate) enum DisconnectReason {
     /// One of its directions ended.
     ProcessorExit(ProcessorExit),
     /// Its server was lost in a transfer.
@@ -20,7 +20,7 @@ impl DisconnectReason {
     /// What its client has to hear before the end, which may be nothing; `None`
     /// where it is gone itself.
     #[must_use]
-    pub fn last_message(&self) -> Option<Vec<u8>> {
+    pub(crate) fn last_message(&self) -> Option<Vec<u8>> {
         let fatal = |(sqlstate, text): (SqlState, String)| fatal_error(sqlstate, &text);
         match self {
             Self::ProcessorExit(ProcessorExit::ClientLeft { .. }) => Some(Vec::new()),
@@ -44,7 +44,7 @@ impl DisconnectReason {
 
     /// What it counts as; an end as the protocol has it is none.
     #[must_use]
-    pub fn event(&self) -> Option<Event> {
+    pub(crate) fn event(&self) -> Option<Event> {
         match self {
             Self::ProcessorExit(ProcessorExit::ClientLeft { terminated: true }) => None,
             Self::ProcessorExit(ProcessorExit::ClientLeft { terminated: false }) => {

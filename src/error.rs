@@ -116,7 +116,7 @@ impl Refusal {
 
 /// What a client is told whose server has left without a word.
 #[must_use]
-pub fn server_lost() -> (SqlState, String) {
+pub(crate) fn server_lost() -> (SqlState, String) {
     (
         SqlState::CONNECTION_FAILURE,
         "the connection to the SQL server was lost".to_owned(),
@@ -197,7 +197,7 @@ pub enum Error {
     },
     /// A server answered with an ErrorResponse.
     #[error("server refused {operation}: {message} ({sqlstate})")]
-    ServerError {
+    ServerRefused {
         /// What was refused.
         operation: &'static str,
         /// The response's SQLSTATE field.
@@ -263,7 +263,7 @@ impl Error {
             | Self::Timeout { peer, .. }
             | Self::Malformed { peer, .. }
             | Self::Protocol { peer, .. } => Some(*peer),
-            Self::ServerError { .. } => Some(Peer::Server),
+            Self::ServerRefused { .. } => Some(Peer::Server),
             Self::NoBackend | Self::NoBackendReached(_) | Self::Refused(_) => None,
         }
     }
@@ -297,7 +297,7 @@ impl Error {
             | Self::Closed {
                 peer: Peer::Client, ..
             } => None,
-            Self::ServerError { .. } => failed(&self.to_string()),
+            Self::ServerRefused { .. } => failed(&self.to_string()),
             Self::Timeout { .. } => failed("the SQL server did not answer in time"),
             Self::Io { .. } | Self::Closed { .. } => Some(server_lost()),
             Self::Malformed { .. } | Self::Protocol { .. } => {

@@ -26,8 +26,9 @@ mod suspension;
 use std::sync::Arc;
 use std::time::Instant;
 
-pub use admit::{RequestFrame, ResponseAdmission, ResponseFrame};
-pub use order::{Obstacle, Ordered};
+pub(crate) use admit::{RequestFrame, ResponseAdmission, ResponseFrame};
+pub(crate) use order::Obstacle;
+pub use order::Ordered;
 pub use suspension::{NotParked, Suspension};
 
 use crate::exchange::Exchange;

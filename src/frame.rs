@@ -169,7 +169,7 @@ impl Frame {
 /// Bytes that came behind the last message stay in it; [`Self::into_parts`]
 /// hands them to the next reader.
 #[derive(Debug)]
-pub struct FrameReader {
+pub(crate) struct FrameReader {
     stream: Arc<Stream>,
     peer: Peer,
     buffer: Vec<u8>,
@@ -178,7 +178,7 @@ pub struct FrameReader {
 impl FrameReader {
     /// Reads from `stream`, beginning with the bytes of `buffer`.
     #[must_use]
-    pub const fn new(stream: Arc<Stream>, peer: Peer, buffer: Vec<u8>) -> Self {
+    pub(crate) const fn new(stream: Arc<Stream>, peer: Peer, buffer: Vec<u8>) -> Self {
         Self {
             stream,
             peer,
@@ -188,26 +188,20 @@ impl FrameReader {
 
     /// The stream it reads from.
     #[must_use]
-    pub const fn stream(&self) -> &Arc<Stream> {
+    pub(crate) const fn stream(&self) -> &Arc<Stream> {
         &self.stream
     }
 
     /// Whose messages it reads.
     #[must_use]
-    pub const fn peer(&self) -> Peer {
+    pub(crate) const fn peer(&self) -> Peer {
         self.peer
     }
 
     /// The stream and the bytes read from it that no message was made of.
     #[must_use]
-    pub fn into_parts(self) -> (Arc<Stream>, Vec<u8>) {
+    pub(crate) fn into_parts(self) -> (Arc<Stream>, Vec<u8>) {
         (self.stream, self.buffer)
-    }
-
-    /// Whether bytes have come that no message was made of yet.
-    #[must_use]
-    pub const fn has_leftover(&self) -> bool {
-        !self.buffer.is_empty()
     }
 
     /// The next message, whole, its body at most `limit` bytes.
@@ -217,7 +211,7 @@ impl FrameReader {
     /// # Errors
     /// Names the peer and `operation`.  After a timeout the bytes that came
     /// stay, and reading may go on.
-    pub fn read(
+    pub(crate) fn read(
         &mut self,
         limit: usize,
         deadline: Instant,
@@ -258,7 +252,7 @@ impl FrameReader {
     ///
     /// # Errors
     /// As [`Self::read`], but never a timeout.
-    pub fn read_available(
+    pub(crate) fn read_available(
         &mut self,
         limit: usize,
         operation: &'static str,

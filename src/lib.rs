@@ -18,71 +18,122 @@
 //!                        │
 //!                        └──▶ at the safe point: transfer, with both connections
 //! ```
+//! A round's way: server → round → ticket → forwarder → transfer → ticket's log line
+//! → round's summary.
 //!
 //! # Threads
 //! | thread | how many | blocks in |
 //! |---|---|---|
 //! | main | 1 | the signals' channel |
-//! | signals, ctrl-c | 2 | the kernel |
+//! | signals, ctrl-c | 1 each | the kernel |
 //! | accept | one a listener | accept |
-//! | request-N: session N, its request processor | one a client | poll, send, the gate |
-//! | response-N: its response processor | one a session | poll, send, the gate |
-//! | transfer-N | one a transfer, at most `workers` | reads until the transfer's deadline |
-//! | round-N | one a round | the round's last outcome, a second at a time |
-//! | admin | 1, and one a request | poll |
+//! | request, response | one each a session (request-N, response-N); request also serves a connection before its login | poll, send, the gate |
+//! | transfer | one a transfer (transfer-N), at most `workers` | reads until the transfer's deadline |
+//! | round | one a round (round-N) | the round's outcomes, at most a second at a time |
 //! | resolve | one a dial of a name | the C library's resolver |
+//! | drain | one, at the shutdown | the sessions' end, until `shutdown_grace` |
+//! | admin, admin client | 1, and one a request | poll |
 //!
 //! # Locks
-//! Taken in this order where more than one is held, which is rare; no I/O under
-//! any of them but the two calls on an eventfd, a send that does not wait under
-//! `Duplex::core`, and a writer's own sends under its `Duplex::turn`.
+//! Taken in this order where more than one is held.  No I/O, no log line and no
+//! dial under any of them, but for the two calls on an eventfd, a send that does not
+//! wait under `Duplex::core`, and a writer's own sends under its `Duplex::turn`.
 //!
-//! | lock | guards | under it |
+//! | lock | guards | taken under it |
 //! |---|---|---|
-//! | `Forwarder::state` | one session's exchange, phases, gate, order | `ReadDeadline::expired`, `Workers::places` |
-//! | `Workers::places` | transfers under way and their queue | – |
+//! | `Forwarder::state` | one session's exchange, phases, gate, order | `ReadDeadline::expired`, `Workers::queue` |
+//! | `Workers::queue` | transfers under way and who waits for a place | – |
 //! | `ReadDeadline::expired` | one session's eventfd | – |
 //! | `Round::counts` | a round's outcomes | – |
+//! | `Session::cause` | why one session ends | – |
+//! | `TransferContext::parameters` (the processors' `Context::parameters`) | what one client was told | – |
 //! | `Balancer::backends` | backends and their sessions | – |
-//! | `Registry::entries`, `CancelKeys::keys`, `Places::state` | who is here | – |
-//! | `Session::cause`, `Parameters` | one session's end, what its client was told | – |
+//! | `Registry::entries`, `CancelKeys::keys` | who is here | – |
+//! | `Limit::state` | permits of connections and sessions | – |
+//! | `ProxyState::config`, `ProxyState::tls`, `Connector::settings` | what a reload changes: copied out, never held | – |
+//! | `readiness`' `last` | the last answer of `/readyz` | – |
+//! | `Metrics::transfers` | what a finished transfer changes together | – |
+//! | `AdminState::clients` | the admin's connections | – |
 //! | `Duplex::turn` | whose write it is, of one TLS connection | `Duplex::core` |
 //! | `Duplex::core` | its TLS library, never while anything waits | – |
 
-pub mod arguments;
-pub mod server;
-pub mod connection;
-pub mod admission;
-pub mod session;
-pub mod disconnect;
-pub mod processor;
-pub mod transfer;
-pub mod ticket;
-pub mod round;
-pub mod workers;
-pub mod session_name;
-pub mod server_conn;
-pub mod forwarder;
-pub mod exchange;
-pub mod sync;
-pub mod cancel;
-pub mod connector;
-pub mod authentication;
-pub mod balancer;
-pub mod registry;
-pub mod connection_limit;
-pub mod parameters;
-pub mod admin;
-pub mod signals;
-pub mod limits;
-pub mod metrics;
-pub mod logging;
-pub mod config;
-pub mod dialect;
-pub mod startup;
-pub mod frame;
-pub mod message;
-pub mod tls;
-pub mod stream;
-pub mod socket;
-pub mod error;
+// The process
+mod arguments;
+mod server;
+
+// A client's life
+mod connection;
+mod admission;
+mod session;
+mod disconnect;
+mod processor;
+
+// Moving
+mod transfer;
+mod ticket;
+mod round;
+mod workers;
+mod session_name;
+mod server_conn;
+mod forwarder;
+mod exchange;
+mod sync;
+
+// Reaching servers
+mod cancel;
+mod connector;
+mod authentication;
+mod balancer;
+mod registry;
+mod connection_limit;
+mod parameters;
+
+// Operation
+mod admin;
+mod signals;
+mod limits;
+mod metrics;
+mod logging;
+mod config;
+
+// Protocol
+mod dialect;
+mod tls;
+mod startup;
+mod frame;
+mod message;
+
+// Streams
+mod stream;
+mod socket;
+mod error;
+
+/// What the binary and the tests use; no interface for anybody else.
+#[doc(hidden)]
+pub mod internal {
+    pub use crate::arguments::Arguments;
+    pub use crate::config::Config;
+    pub use crate::limits::check as check_limits;
+    pub use crate::logging::init as init_log;
+    pub use crate::server::Server;
+    pub use crate::signals::install as install_signals;
+
+    pub use crate::error::SqlState;
+    pub use crate::exchange::{Exchange, SkipRule, WaitingFor};
+    pub use crate::forwarder::{
+        Closing, Direction, Forwarder, Interrupt, NotParked, Ordered, Ready, Resumed, Suspension,
+        Ticket,
+    };
+    pub use crate::frame::{HEADER_BYTES, Header, Scanner, Verdict};
+    pub use crate::message::{
+        BackendTag, ErrorFields, FrontendTag, TransactionStatus, data_row, fatal_error,
+        parameter_status, put_parameter_status, row_description,
+    };
+    pub use crate::processor::{Context, ProcessorExit, ServerStream, run_requests, run_responses};
+    pub use crate::socket::{ReadDeadline, Received, Socket, Wait};
+    pub use crate::startup::{Startup, cancel_request};
+    pub use crate::stream::Stream;
+    pub use crate::tls::{
+        ClientTlsContext, Negotiated, ServerTlsContext, SslMode, TlsContexts, same_certificate,
+    };
+}

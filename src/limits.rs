@@ -33,7 +33,7 @@ const MAPS_RESERVE: u64 = 256;
 
 /// What the machine grants this process; `None`: no limit, or none that can be read.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Machine {
+pub(crate) struct Machine {
     /// RLIMIT_NOFILE, once raised to its hard value.
     pub open_files: Option<u64>,
     /// RLIMIT_NPROC, which does not bind root.
@@ -90,7 +90,7 @@ pub fn check(config: &Config) -> Result<(), LimitError> {
 ///
 /// # Errors
 /// The tightest limit, where one is too low.
-pub fn check_against(config: &Config, machine: &Machine) -> Result<(), LimitError> {
+pub(crate) fn check_against(config: &Config, machine: &Machine) -> Result<(), LimitError> {
     let tightest = Need::all(config, machine)
         .into_iter()
         .filter_map(|need| need.shortage(config))
@@ -176,7 +176,7 @@ impl Need {
 impl Machine {
     /// Asks the kernel; what cannot be read (another system than Linux) is no limit.
     #[must_use]
-    pub fn inspect() -> Self {
+    pub(crate) fn inspect() -> Self {
         Self {
             open_files: getrlimit(Resource::Nofile).current,
             user_threads: getrlimit(Resource::Nproc)

@@ -34,7 +34,7 @@ pub fn init() {
 ///
 /// Used as `blocked_ms:% = Milliseconds(held)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Milliseconds(pub Duration);
+pub(crate) struct Milliseconds(pub Duration);
 
 impl fmt::Display for Milliseconds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -44,7 +44,7 @@ impl fmt::Display for Milliseconds {
 
 /// Writes an event of level info whose pairs are only known at run time, in the
 /// order given.
-pub fn event(words: &str, pairs: &[(&str, kv::Value<'_>)]) {
+pub(crate) fn event(words: &str, pairs: &[(&str, kv::Value<'_>)]) {
     log::logger().log(
         &Record::builder()
             .level(log::Level::Info)

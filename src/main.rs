@@ -2,11 +2,9 @@
 
 use std::process::ExitCode;
 
-use sqlproxy::arguments::Arguments;
-use sqlproxy::config::Config;
-use sqlproxy::server::Server;
-use sqlproxy::tls::TlsContexts;
-use sqlproxy::{limits, logging, signals};
+use sqlproxy::internal::{
+    Arguments, Config, Server, TlsContexts, check_limits, init_log, install_signals,
+};
 
 /// A configuration or a machine that the proxy cannot run with.
 const BAD_START: u8 = 2;
@@ -23,8 +21,8 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<(), String> {
     let config = Config::load(&arguments.config).map_err(|error| error.to_string())?;
-    limits::check(&config).map_err(|error| error.to_string())?;
-    logging::init();
+    check_limits(&config).map_err(|error| error.to_string())?;
+    init_log();
     let tls = TlsContexts::load(config.client_tls.as_ref(), &config.server_tls)
         .map_err(|error| error.to_string())?;
     if arguments.check_config {
@@ -32,7 +30,7 @@ fn run(arguments: &Arguments) -> Result<(), String> {
         return Ok(());
     }
     // Before the listeners, so that no early signal ends the process.
-    let signals = signals::install().map_err(|error| error.to_string())?;
+    let signals = install_signals().map_err(|error| error.to_string())?;
     let server =
         Server::start(config, tls, &arguments.config).map_err(|error| error.to_string())?;
     server.run(&signals);

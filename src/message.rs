@@ -133,7 +133,7 @@ impl TransactionStatus {
 
 /// The zero-terminated string at the start of `bytes`, and what follows it.
 #[must_use]
-pub fn split_cstr(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+pub(crate) fn split_cstr(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let end = bytes.iter().position(|&byte| byte == 0)?;
     Some((bytes.get(..end)?, bytes.get(end + 1..)?))
 }
@@ -188,14 +188,14 @@ impl ErrorFields {
 }
 
 /// Appends a message: its tag, its length, and the body that `body` appends.
-pub fn put_message(out: &mut Vec<u8>, tag: u8, body: impl FnOnce(&mut Vec<u8>)) {
+pub(crate) fn put_message(out: &mut Vec<u8>, tag: u8, body: impl FnOnce(&mut Vec<u8>)) {
     out.push(tag);
     put_sized(out, body);
 }
 
 /// Appends a length field and the body that it counts: a startup packet, or
 /// what follows a tag.
-pub fn put_sized(out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) {
+pub(crate) fn put_sized(out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) {
     let start = out.len();
     out.extend_from_slice(&[0; 4]);
     body(out);
@@ -208,7 +208,7 @@ pub fn put_sized(out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) {
 }
 
 /// Appends a zero-terminated string; what follows a zero in it is dropped.
-pub fn put_cstr(out: &mut Vec<u8>, text: &[u8]) {
+pub(crate) fn put_cstr(out: &mut Vec<u8>, text: &[u8]) {
     out.extend(text.iter().take_while(|&&byte| byte != 0));
     out.push(0);
 }
@@ -234,7 +234,7 @@ pub fn fatal_error(sqlstate: SqlState, text: &str) -> Vec<u8> {
 
 /// A Query.
 #[must_use]
-pub fn query(sql: &str) -> Vec<u8> {
+pub(crate) fn query(sql: &str) -> Vec<u8> {
     let mut out = Vec::with_capacity(sql.len() + 6);
     put_message(&mut out, FrontendTag::QUERY.0, |out| {
         put_cstr(out, sql.as_bytes())
@@ -251,7 +251,7 @@ pub fn put_parameter_status(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
 }
 
 /// A Terminate.
-pub const TERMINATE: [u8; 5] = [FrontendTag::TERMINATE.0, 0, 0, 0, 4];
+pub(crate) const TERMINATE: [u8; 5] = [FrontendTag::TERMINATE.0, 0, 0, 0, 4];
 
 /// Column names of a RowDescription body; `None` where it is malformed.
 #[must_use]

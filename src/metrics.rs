@@ -35,7 +35,7 @@ const BYTES_BUCKETS: &[f64] = &[
 
 /// How a transfer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TransferOutcome {
+pub(crate) enum TransferOutcome {
     /// The session is on the other server.
     Success,
     /// The session goes on where it was.
@@ -47,7 +47,7 @@ pub enum TransferOutcome {
 impl TransferOutcome {
     /// The word for it in the log.
     #[must_use]
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Success => "success",
             Self::Recoverable => "recoverable",
@@ -58,7 +58,7 @@ impl TransferOutcome {
 
 /// Things that happen and are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Event {
+pub(crate) enum Event {
     /// A client's TCP connection was accepted.
     Accepted,
     /// A session got as far as its first ReadyForQuery.
@@ -90,7 +90,7 @@ pub enum Event {
 
 /// What can go up and down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Gauge {
+pub(crate) enum Gauge {
     /// Sessions.
     SqlConns,
     /// Sessions asked to move that wait for a safe point or a worker.
@@ -101,7 +101,7 @@ pub enum Gauge {
 
 /// All that is measured, shared by reference.
 #[derive(Debug)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     registry: Registry,
     transfers: Mutex<Transfers>,
     dial_latency: Histogram,
@@ -137,7 +137,7 @@ struct Transfers {
 /// Counts as one of a [`Gauge`] until it is dropped.
 #[derive(Debug)]
 #[must_use = "the gauge goes down again when this is dropped"]
-pub struct GaugeGuard(IntGauge);
+pub(crate) struct GaugeGuard(IntGauge);
 
 impl Drop for GaugeGuard {
     fn drop(&mut self) {
@@ -154,7 +154,7 @@ impl Default for Metrics {
 impl Metrics {
     /// All at zero.
     #[must_use]
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let registry = Registry::new();
         let r = &registry;
         let transfers = Transfers {
@@ -268,12 +268,12 @@ impl Metrics {
     }
 
     /// Counts one event.
-    pub fn count(&self, event: Event) {
+    pub(crate) fn count(&self, event: Event) {
         self.counter(event).inc();
     }
 
     /// Raises a gauge by one for as long as the guard lives.
-    pub fn hold(&self, gauge: Gauge) -> GaugeGuard {
+    pub(crate) fn hold(&self, gauge: Gauge) -> GaugeGuard {
         let gauge = match gauge {
             Gauge::SqlConns => &self.sql_conns,
             Gauge::RebalanceQueued => &self.rebalance_queued,
@@ -285,7 +285,7 @@ impl Metrics {
 
     /// One transfer is over: `held` is how long the client's requests were held,
     /// `state_bytes` the size of the state, where it came that far.
-    pub fn transfer_finished(
+    pub(crate) fn transfer_finished(
         &self,
         outcome: TransferOutcome,
         held: Duration,
@@ -306,13 +306,13 @@ impl Metrics {
     }
 
     /// A dial led to a usable connection after `elapsed`.
-    pub fn dial_finished(&self, elapsed: Duration) {
+    pub(crate) fn dial_finished(&self, elapsed: Duration) {
         self.dial_latency.observe(elapsed.as_secs_f64());
     }
 
     /// One scrape in Prometheus's text format, version 0.0.4.
     #[must_use]
-    pub fn encode(&self) -> String {
+    pub(crate) fn encode(&self) -> String {
         let families = {
             let _consistent = self.transfers.lock();
             self.registry.gather()

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 /// All living things of one kind, by the proxy's connection number.
-pub struct Registry<T> {
+pub(crate) struct Registry<T> {
     entries: Arc<Mutex<BTreeMap<u64, Arc<T>>>>,
 }
 
 /// An entry; taken out when dropped.
-pub struct Registered<T> {
+pub(crate) struct Registered<T> {
     entries: Arc<Mutex<BTreeMap<u64, Arc<T>>>>,
     conn: u64,
 }
@@ -27,7 +27,7 @@ impl<T> Default for Registry<T> {
 impl<T> Registry<T> {
     /// Puts an entry in.
     #[must_use]
-    pub fn register(&self, conn: u64, entry: Arc<T>) -> Registered<T> {
+    pub(crate) fn register(&self, conn: u64, entry: Arc<T>) -> Registered<T> {
         self.entries.lock().insert(conn, entry);
         Registered {
             entries: Arc::clone(&self.entries),
@@ -37,14 +37,8 @@ impl<T> Registry<T> {
 
     /// All that are in now, the oldest first.
     #[must_use]
-    pub fn snapshot(&self) -> Vec<Arc<T>> {
+    pub(crate) fn snapshot(&self) -> Vec<Arc<T>> {
         self.entries.lock().values().cloned().collect()
-    }
-
-    /// How many there are.
-    #[must_use]
-    pub fn count(&self) -> usize {
-        self.entries.lock().len()
     }
 }
 

@@ -26,7 +26,7 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 const SAMPLE_BEFORE_END: Duration = Duration::from_secs(1);
 
 /// A session as its round sees it.
-pub trait Movable: Send + Sync + 'static {
+pub(crate) trait Movable: Send + Sync + 'static {
     /// Asks the session to move in `round`.  Every order has exactly one outcome.
     fn order_move(&self, round: &Arc<Round>);
     /// How many writes to the client have begun.
@@ -50,7 +50,7 @@ impl Counts {
 }
 
 /// All transfers that one trigger started.
-pub struct Round {
+pub(crate) struct Round {
     number: u64,
     trigger: &'static str,
     started: Instant,
@@ -69,36 +69,36 @@ pub struct Round {
 impl Round {
     /// When it began.
     #[must_use]
-    pub const fn started(&self) -> Instant {
+    pub(crate) const fn started(&self) -> Instant {
         self.started
     }
 
     /// Its number, from 1.
     #[must_use]
-    pub const fn number(&self) -> u64 {
+    pub(crate) const fn number(&self) -> u64 {
         self.number
     }
 
     /// Who may transfer, and who is next.
     #[must_use]
-    pub const fn workers(&self) -> &Arc<Workers> {
+    pub(crate) const fn workers(&self) -> &Arc<Workers> {
         &self.workers
     }
 
     /// Where outcomes are counted.
     #[must_use]
-    pub const fn metrics(&self) -> &Arc<Metrics> {
+    pub(crate) const fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
 
     /// What a server of this cluster said to no session in particular.
     #[must_use]
-    pub fn unsupported(&self) -> Option<&'static str> {
+    pub(crate) fn unsupported(&self) -> Option<&'static str> {
         self.unsupported.get().copied()
     }
 
     /// A server has said that no session of its cluster can move.
-    pub fn note_unsupported(&self, unsupported: &Unsupported) {
+    pub(crate) fn note_unsupported(&self, unsupported: &Unsupported) {
         let Unsupported {
             refusal,
             setting,
@@ -117,7 +117,7 @@ impl Round {
     }
 
     /// One session's outcome.
-    pub fn note(&self, outcome: TransferOutcome) {
+    pub(crate) fn note(&self, outcome: TransferOutcome) {
         if outcome == TransferOutcome::Success {
             self.unsupported_told.store(false, Ordering::Relaxed);
         }
@@ -209,7 +209,7 @@ impl Round {
 }
 
 /// Numbers the rounds and owns their workers.
-pub struct Rounds {
+pub(crate) struct Rounds {
     count: AtomicU64,
     workers: Arc<Workers>,
     metrics: Arc<Metrics>,
@@ -221,7 +221,7 @@ pub struct Rounds {
 impl Rounds {
     /// At most `workers` transfers at once, over all rounds.
     #[must_use]
-    pub fn new(workers: usize, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(workers: usize, metrics: Arc<Metrics>) -> Self {
         Self {
             count: AtomicU64::new(0),
             unsupported_told: Arc::default(),
@@ -232,14 +232,19 @@ impl Rounds {
 
     /// Who may transfer, and who is next.
     #[must_use]
-    pub const fn workers(&self) -> &Arc<Workers> {
+    pub(crate) const fn workers(&self) -> &Arc<Workers> {
         &self.workers
     }
 
     /// A round over `sessions`, each of which may take `wait` to reach its safe
     /// point.  Returns when every session has its order; a thread of the round's
     /// own sees to its end.
-    pub fn start<S: Movable>(&self, trigger: &'static str, sessions: Vec<Arc<S>>, wait: Duration) {
+    pub(crate) fn start<S: Movable>(
+        &self,
+        trigger: &'static str,
+        sessions: Vec<Arc<S>>,
+        wait: Duration,
+    ) {
         let round = self.round(trigger, sessions.len());
         let number = round.number;
         log::info!(round = number, trigger, sessions = sessions.len(); "migration round started");

@@ -8,7 +8,7 @@ use crate::stream::Stream;
 
 /// The connection to a session's server and what belongs to it.
 #[derive(Debug)]
-pub struct ServerConn {
+pub(crate) struct ServerConn {
     /// The connection.
     pub stream: Arc<Stream>,
     /// Counts the session on its backend while it is held.

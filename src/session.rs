@@ -41,10 +41,10 @@ const GOODBYE: Duration = Duration::from_secs(1);
 const STUCK: Duration = Duration::from_secs(5);
 
 /// Stack of each of a session's threads; only what is used becomes resident.
-pub const STACK_BYTES: usize = 256 * 1024;
+pub(crate) const STACK_BYTES: usize = 256 * 1024;
 
 /// A session between its login and its end, as others see it.
-pub struct Session {
+pub(crate) struct Session {
     name: Arc<SessionName>,
     client: Arc<Stream>,
     forwarder: Arc<Forwarder<ServerConn, MoveTicket>>,
@@ -126,7 +126,7 @@ impl Movable for Session {
 impl Session {
     /// A session on `server`, for the client of `client`.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         name: &Arc<SessionName>,
         client: Arc<Stream>,
         server: Arc<ServerConn>,
@@ -148,13 +148,13 @@ impl Session {
 
     /// Its number and its client.
     #[must_use]
-    pub const fn name(&self) -> &Arc<SessionName> {
+    pub(crate) const fn name(&self) -> &Arc<SessionName> {
         &self.name
     }
 
     /// The backend it is on now.
     #[must_use]
-    pub fn backend(&self) -> BackendId {
+    pub(crate) fn backend(&self) -> BackendId {
         self.forwarder.server().assignment.id()
     }
 
@@ -183,7 +183,7 @@ impl Session {
 
     /// Runs both processors on what has been read behind the login; returns when
     /// both have ended.
-    pub fn forward(self: &Arc<Self>, from_client: Vec<u8>, from_server: Vec<u8>) {
+    pub(crate) fn forward(self: &Arc<Self>, from_client: Vec<u8>, from_server: Vec<u8>) {
         let session = Arc::clone(self);
         let responses = thread::Builder::new()
             .name(format!("response-{}", self.name.conn))
@@ -290,7 +290,7 @@ impl Session {
     }
 
     /// Counts and logs the end.
-    pub fn end(&self, metrics: &Metrics, lasted: Duration) {
+    pub(crate) fn end(&self, metrics: &Metrics, lasted: Duration) {
         self.client.shutdown();
         let (counted, reason) = match &*self.cause.lock() {
             None => (None, "proxy shutting down".to_owned()),
@@ -314,14 +314,14 @@ impl Session {
     // ---- transfers and the end, asked for by others ------------------------
 
     /// Ends the session at its next safe point.
-    pub fn order_end(&self) {
+    pub(crate) fn order_end(&self) {
         if let Some(ticket) = self.forwarder.order_end() {
             ticket.give_up("proxy shutting down");
         }
     }
 
     /// Ends the session now.
-    pub fn force_end(&self) {
+    pub(crate) fn force_end(&self) {
         self.close(Closing::ShutdownForced);
     }
 
@@ -377,7 +377,7 @@ impl std::fmt::Display for Waited {
 /// Sends a session's last message and gives the client time to read it: closing
 /// a socket with unread data in it would take the message back (RFC 1122,
 /// 4.2.2.13).
-pub fn send_final(client: &Stream, message: &[u8]) {
+pub(crate) fn send_final(client: &Stream, message: &[u8]) {
     let deadline = Instant::now() + GOODBYE;
     if client.write_all(message, Some(deadline)).is_ok() {
         client.close_write();

@@ -4,7 +4,7 @@ use log::kv::Value;
 
 /// The keys that join all log lines of one client connection.
 #[derive(Debug, Clone)]
-pub struct SessionName {
+pub(crate) struct SessionName {
     /// The proxy's number of the connection.
     pub conn: u64,
     /// The client's address.
@@ -19,7 +19,7 @@ impl SessionName {
     /// The pairs `conn client user database`, then `more`, for
     /// [`crate::logging::event`].
     #[must_use]
-    pub fn pairs<'a>(
+    pub(crate) fn pairs<'a>(
         &'a self,
         more: impl IntoIterator<Item = (&'a str, Value<'a>)>,
     ) -> Vec<(&'a str, Value<'a>)> {

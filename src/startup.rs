@@ -6,7 +6,7 @@ use crate::error::{Error, Peer, Refusal};
 use crate::message::{put_cstr, put_sized, split_cstr};
 
 /// PostgreSQL refuses longer ones (pqcomm.h, `MAX_STARTUP_PACKET_LENGTH`).
-pub const MAX_STARTUP_BYTES: usize = 10_000;
+pub(crate) const MAX_STARTUP_BYTES: usize = 10_000;
 
 /// The longest secret of a cancel key (protocol 3.2).
 const MAX_CANCEL_SECRET_BYTES: usize = 256;
@@ -18,7 +18,7 @@ const CANCEL_REQUEST: u32 = 80_877_102;
 const SSL_REQUEST: u32 = 80_877_103;
 
 /// An SSLRequest as it goes over the wire.
-pub const SSL_REQUEST_PACKET: [u8; 8] = {
+pub(crate) const SSL_REQUEST_PACKET: [u8; 8] = {
     let [a, b, c, d] = SSL_REQUEST.to_be_bytes();
     [0, 0, 0, 8, a, b, c, d]
 };

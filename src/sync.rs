@@ -5,7 +5,7 @@
 //! on this crate has the real ones.
 
 #[cfg(not(test))]
-pub use parking_lot::{Condvar, Mutex, MutexGuard};
+pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard};
 
 #[cfg(test)]
 pub(crate) use checked::{Condvar, Mutex, MutexGuard};

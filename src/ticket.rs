@@ -19,7 +19,7 @@ use crate::workers::{RetryOrder, WorkerPermit};
 
 /// How one transfer ended, for log, metrics and round.
 #[derive(Debug)]
-pub struct Report {
+pub(crate) struct Report {
     /// In the contract's words.
     pub outcome: TransferOutcome,
     /// Why it did not succeed.
@@ -37,7 +37,7 @@ pub struct Report {
 impl Report {
     /// A session that was not moved and never held.
     #[must_use]
-    pub fn not_started(reason: impl Into<String>, waited: Duration) -> Self {
+    pub(crate) fn not_started(reason: impl Into<String>, waited: Duration) -> Self {
         Self {
             outcome: TransferOutcome::Recoverable,
             reason: Some(reason.into()),
@@ -50,7 +50,7 @@ impl Report {
 }
 
 /// The order to move one session, of one round.
-pub struct MoveTicket {
+pub(crate) struct MoveTicket {
     round: Arc<Round>,
     name: Arc<SessionName>,
     from: Arc<str>,
@@ -65,7 +65,7 @@ pub struct MoveTicket {
 impl MoveTicket {
     /// An order of `round` for the session `name`, on backend `from`.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         round: &Arc<Round>,
         name: &Arc<SessionName>,
         from: Arc<str>,
@@ -87,24 +87,24 @@ impl MoveTicket {
 
     /// The round it belongs to.
     #[must_use]
-    pub const fn round(&self) -> &Arc<Round> {
+    pub(crate) const fn round(&self) -> &Arc<Round> {
         &self.round
     }
 
     /// The transfer begins, on that backend: an earlier one may have moved the
     /// session since the order was given.
-    pub fn begin(&mut self, from: Arc<str>) {
+    pub(crate) fn begin(&mut self, from: Arc<str>) {
         self.from = from;
         self.gauge = Some(self.round.metrics().hold(Gauge::RebalanceRunning));
     }
 
     /// The transfer has ended.
-    pub fn finish(mut self, report: &Report) {
+    pub(crate) fn finish(mut self, report: &Report) {
         self.report(report);
     }
 
     /// It ended before it began.
-    pub fn give_up(mut self, reason: impl Into<String>) {
+    pub(crate) fn give_up(mut self, reason: impl Into<String>) {
         let waited = self.issued.elapsed();
         self.report(&Report::not_started(reason, waited));
     }

@@ -17,8 +17,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-pub use certificates::BadFile;
-pub use settings::{ClientTls, ClientTlsMode, ServerTls, SslMode};
+pub(crate) use certificates::BadFile;
+pub use settings::SslMode;
+pub(crate) use settings::{ClientTls, ClientTlsMode, ServerTls};
 
 use native_tls::{Certificate, Protocol, TlsConnector};
 use openssl::error::ErrorStack;
@@ -37,7 +38,7 @@ use certificates::{Identity, load_certificates};
 
 /// First byte of a TLS handshake record (RFC 8446, 5.1): where a startup packet
 /// begins with it, the client speaks direct TLS.
-pub const HANDSHAKE_RECORD: u8 = 0x16;
+pub(crate) const HANDSHAKE_RECORD: u8 = 0x16;
 /// The protocol's registered name for ALPN.
 const ALPN_POSTGRESQL: &[u8] = b"postgresql";
 /// The same as the extension holds it: length, name.

@@ -48,7 +48,7 @@ use restore::Restored;
 use state_query::{NoState, OldServer};
 
 /// What a transfer needs of a session, owned by both.
-pub struct TransferContext {
+pub(crate) struct TransferContext {
     /// How its servers give state out and take it back.
     pub dialect: Dialect,
     /// Opens the new connection.
@@ -64,7 +64,7 @@ pub struct TransferContext {
 /// The session's own server is gone: what the client has to be told first, and
 /// why.
 #[derive(Debug)]
-pub struct Lost {
+pub(crate) struct Lost {
     /// Messages of the server that are the client's.
     pub to_client: Vec<u8>,
     /// Whether a FATAL of the server is the last of them.
@@ -89,7 +89,7 @@ enum Outcome {
 
 /// Carries out a transfer within `limits` and reports it.  `lose` ends the session where its
 /// server is gone.
-pub fn run(
+pub(crate) fn run(
     ready: Ready<ServerConn, MoveTicket>,
     context: &TransferContext,
     limits: &Migration,

@@ -10,7 +10,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 
 /// A session that waits at its safe point for a worker.
-pub trait RetryOrder: Send + Sync {
+pub(crate) trait RetryOrder: Send + Sync {
     /// A worker is free: start, if the session is still at a safe point.
     fn retry_order(&self);
 }
@@ -30,19 +30,19 @@ struct Queue {
 }
 
 /// The transfers' places and the queue for them.
-pub struct Workers {
+pub(crate) struct Workers {
     queue: Mutex<Queue>,
 }
 
 /// Permission for one transfer.  Dropped, it serves the next in the queue.
-pub struct WorkerPermit {
+pub(crate) struct WorkerPermit {
     workers: Arc<Workers>,
 }
 
 impl Workers {
     /// At most `limit` transfers at once.
     #[must_use]
-    pub fn new(limit: usize) -> Arc<Self> {
+    pub(crate) fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self {
             queue: Mutex::new(Queue {
                 limit,
@@ -52,13 +52,13 @@ impl Workers {
     }
 
     /// Changes the limit; transfers under way are not touched.
-    pub fn set_limit(self: &Arc<Self>, limit: usize) {
+    pub(crate) fn set_limit(self: &Arc<Self>, limit: usize) {
         self.queue.lock().limit = limit;
         self.serve_queue();
     }
 
     /// A permit, or else a place in the queue for `session`, once.
-    pub fn take_or_queue(
+    pub(crate) fn take_or_queue(
         self: &Arc<Self>,
         queued: &Arc<AtomicBool>,
         session: &Weak<dyn RetryOrder>,

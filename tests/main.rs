@@ -1,4 +1,24 @@
 //! Tests of the proxy as its users meet it: a process, sockets and a log.
+//!
+//! | symptom | look in |
+//! |---|---|
+//! | a login fails, or a stranger gets further than it should | admission, authentication |
+//! | a client hangs, or gets an answer that is not its own, after a move | moving/answers, moving/late, moving/busy |
+//! | a session does not move, or its reason is wrong | moving/waiting, moving/transfer, exchange |
+//! | a failure in a transfer costs the session | moving/matrix |
+//! | a round's counts, order or summary | moving/migration, moving/many |
+//! | a wake-up is lost, a suspension hangs | storm, and `src/forwarder/model.rs` |
+//! | a message is cut or mixed up at a read's edge | split |
+//! | the tracker of unanswered requests is wrong | exchange, `src/exchange/tests.rs` |
+//! | a cancel is lost or hits the wrong query | cancel |
+//! | TLS: handshakes, certificates, channel binding, alerts | tls |
+//! | a reload loses or changes what it should not | reload, tls/reload |
+//! | the end: SIGTERM, last messages, exit codes | shutdown |
+//! | command line, configuration errors | options, `src/config/tests.rs` |
+//! | a counter or a gauge is off, the admin's HTTP | metrics, `src/admin/tests.rs` |
+//! | peers' bytes bring the proxy down | fuzz |
+//! | the map in `src/lib.rs` and the code differ | structure |
+//! | a test's own peers are wrong | support/selftest |
 
 #![allow(
     clippy::unwrap_used,
@@ -10,22 +30,16 @@
 mod support;
 
 mod admission;
-mod answers;
 mod authentication;
-mod busy;
 mod cancel;
 mod exchange;
-mod late;
 mod fuzz;
-mod many;
-mod matrix;
 mod metrics;
-mod migration;
+mod moving;
 mod options;
 mod reload;
 mod shutdown;
 mod split;
 mod storm;
-mod transfer;
-mod waiting;
+mod structure;
 mod tls;

@@ -38,7 +38,7 @@ fn session_ended_by(frame: &Frame) -> NoState {
     } = ErrorFields::parse(frame.body());
     NoState::Lost {
         fatal: frame.as_bytes().to_vec(),
-        error: Error::ServerError {
+        error: Error::ServerRefused {
             operation: "the session",
             sqlstate,
             message,

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use postgres_protocol::message::frontend;
 use proptest::test_runner::TestCaseError;
-use sqlproxy::exchange::{Exchange, WaitingFor};
-use sqlproxy::message::{BackendTag, FrontendTag, TransactionStatus};
+use sqlproxy::internal::{BackendTag, FrontendTag, TransactionStatus};
+use sqlproxy::internal::{Exchange, WaitingFor};
 
 use super::script::{Pause, Request, Script};
 use crate::support::postgres::{Cluster, USER};

@@ -2,7 +2,7 @@
 //! bytes let go, and never a part of a header.
 
 use bolero::check;
-use sqlproxy::frame::{HEADER_BYTES, Scanner, Verdict};
+use sqlproxy::internal::{HEADER_BYTES, Scanner, Verdict};
 
 use super::{INPUTS, Input};
 

@@ -2,12 +2,12 @@
 //! byte for byte, and what they refuse does no harm.
 
 use bolero::check;
-use sqlproxy::error::SqlState;
-use sqlproxy::frame::{HEADER_BYTES, Header};
-use sqlproxy::message::{
+use sqlproxy::internal::SqlState;
+use sqlproxy::internal::{
     ErrorFields, data_row, fatal_error, parameter_status, put_parameter_status, row_description,
 };
-use sqlproxy::startup::{Startup, cancel_request};
+use sqlproxy::internal::{HEADER_BYTES, Header};
+use sqlproxy::internal::{Startup, cancel_request};
 
 use super::{INPUTS, Input};
 

@@ -6,8 +6,8 @@
 use std::collections::VecDeque;
 
 use bolero::check;
-use sqlproxy::exchange::{Exchange, SkipRule};
-use sqlproxy::message::{BackendTag, FrontendTag, TransactionStatus};
+use sqlproxy::internal::{BackendTag, FrontendTag, TransactionStatus};
+use sqlproxy::internal::{Exchange, SkipRule};
 
 use super::{INPUTS, Input};
 

@@ -4,7 +4,7 @@
 use std::io::{ErrorKind, Read, Write};
 
 use crossbeam_channel::{Receiver, unbounded};
-use sqlproxy::forwarder::{NotParked, Resumed};
+use sqlproxy::internal::{NotParked, Resumed};
 
 use super::rig::{ReadySession, Rig, Suspended};
 use crate::support::message::{frame, ready};

@@ -3,7 +3,7 @@
 use std::thread;
 
 use crossbeam_channel::bounded;
-use sqlproxy::socket::{ReadDeadline, Received, Socket, Wait};
+use sqlproxy::internal::{ReadDeadline, Received, Socket, Wait};
 
 use super::cycles;
 use super::rig::connected;

@@ -7,13 +7,13 @@ use std::thread;
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use sqlproxy::exchange::Exchange;
-use sqlproxy::forwarder::{
+use sqlproxy::internal::Exchange;
+use sqlproxy::internal::Stream;
+use sqlproxy::internal::{
     Closing, Direction, Forwarder, Interrupt, Ordered, Ready, Suspension, Ticket,
 };
-use sqlproxy::processor::{Context, ProcessorExit, ServerStream, run_requests, run_responses};
-use sqlproxy::socket::{ReadDeadline, Socket};
-use sqlproxy::stream::Stream;
+use sqlproxy::internal::{Context, ProcessorExit, ServerStream, run_requests, run_responses};
+use sqlproxy::internal::{ReadDeadline, Socket};
 
 use crate::support::PATIENCE;
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use crossbeam_channel::unbounded;
-use sqlproxy::forwarder::Resumed;
+use sqlproxy::internal::Resumed;
 
 use super::cycles;
 use super::rig::{ReadySession, Rig};

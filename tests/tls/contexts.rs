@@ -1,7 +1,7 @@
 //! What the contexts make of their files.
 
 use openssl::symm::Cipher;
-use sqlproxy::tls::{ClientTlsContext, ServerTlsContext, SslMode};
+use sqlproxy::internal::{ClientTlsContext, ServerTlsContext, SslMode};
 
 use super::certs::{Certificate, Files, authority, ec_key, rsa_key};
 

@@ -9,8 +9,8 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use openssl::ssl::SslVersion;
-use sqlproxy::socket::{ReadDeadline, Received, Wait};
-use sqlproxy::stream::Stream;
+use sqlproxy::internal::Stream;
+use sqlproxy::internal::{ReadDeadline, Received, Wait};
 
 use super::certs::Files;
 use super::peer::{
@@ -403,7 +403,7 @@ fn s_client(arguments: &[&str]) -> (Arc<Stream>, std::process::Child) {
         .spawn()
         .expect("the openssl command");
     let (socket, _) = listener.accept().unwrap();
-    let socket = sqlproxy::socket::Socket::new(socket, ReadDeadline::new().unwrap()).unwrap();
+    let socket = sqlproxy::internal::Socket::new(socket, ReadDeadline::new().unwrap()).unwrap();
     let stream = client_context().accept(socket, soon(), false).unwrap();
     (Arc::new(stream), child)
 }

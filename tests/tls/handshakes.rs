@@ -8,9 +8,11 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use openssl::ssl::{NameType, SslConnector, SslMethod, SslVerifyMode, SslVersion};
-use sqlproxy::socket::{ReadDeadline, Received, Wait};
-use sqlproxy::stream::Stream;
-use sqlproxy::tls::{ClientTlsContext, Negotiated, ServerTlsContext, SslMode, same_certificate};
+use sqlproxy::internal::Stream;
+use sqlproxy::internal::{
+    ClientTlsContext, Negotiated, ServerTlsContext, SslMode, same_certificate,
+};
+use sqlproxy::internal::{ReadDeadline, Received, Wait};
 
 use super::certs::{Certificate, Files, authority, ec_key};
 use super::peer::{careless_client, client_context, in_thread, server, sockets, soon};
@@ -519,7 +521,7 @@ fn the_proxy_shows_its_identity_to_a_server_that_asks() {
         tcp.read_exact(&mut [0; 8]).unwrap();
         tcp.write_all(b"S").unwrap();
         let deadline = ReadDeadline::new().unwrap();
-        let socket = sqlproxy::socket::Socket::new(tcp, deadline).unwrap();
+        let socket = sqlproxy::internal::Socket::new(tcp, deadline).unwrap();
         let accepted = client_leg.accept(socket, soon(), false);
         assert_eq!(accepted.is_ok(), gets_in, "{accepted:?}");
         let _ = proxy.join().unwrap();

@@ -7,9 +7,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use openssl::ssl::{SslAcceptor, SslConnector, SslMethod, SslStream, SslVerifyMode, SslVersion};
-use sqlproxy::socket::{ReadDeadline, Socket};
-use sqlproxy::stream::Stream;
-use sqlproxy::tls::{ClientTlsContext, Negotiated, ServerTlsContext, SslMode};
+use sqlproxy::internal::Stream;
+use sqlproxy::internal::{ClientTlsContext, Negotiated, ServerTlsContext, SslMode};
+use sqlproxy::internal::{ReadDeadline, Socket};
 
 use super::certs::{Certificate, Files, authority};
 

@@ -4,13 +4,13 @@
 //! One proxy before two scripted servers that behave alike; how the late answer
 //! comes hangs on the user's name, so that one round tries every case at once.
 
+use crate::support::gate::Gate;
 use crate::support::message::{self, Message, error_response, parameter_status, ready};
 use crate::support::proxy::{Outcome, Setup};
 use crate::support::server::{
     STATE_COLUMNS, STATE_TAG, Server, ServerEnd, WHO, transfer_key, transfer_state,
 };
 use crate::support::wire::Wire;
-use crate::transfer::Gate;
 
 /// What the client asks while the answer is still owed.
 const MEANWHILE: [&str; 3] = ["SELECT 1", "SELECT 2", "SELECT 3"];

@@ -1,10 +1,11 @@
 //! Single transfers between scripted servers: targets that cannot be reached,
 //! servers that stall at each step, and what the swap brings along.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
 use std::time::Instant;
 
+use crate::support::gate::Gate;
 use crate::support::message::{self, command_complete, parameter_status, ready};
 use crate::support::proxy::{Outcome, Setup};
 use crate::support::server::{Server, ServerEnd, WHO, restored, transfer_key, transfer_state};
@@ -12,23 +13,6 @@ use crate::support::wire::Wire;
 use crate::support::{PATIENCE, closed_port};
 
 const SHORT: &str = "[migration]\ntimeout = \"300ms\"\nwait = \"300ms\"";
-
-/// Closed until somebody opens it for all.
-#[derive(Clone, Default)]
-pub(crate) struct Gate(Arc<(Mutex<bool>, Condvar)>);
-
-impl Gate {
-    pub(crate) fn open(&self) {
-        *self.0.0.lock().unwrap() = true;
-        self.0.1.notify_all();
-    }
-
-    pub(crate) fn wait(&self) {
-        let open = self.0.0.lock().unwrap();
-        let waited = self.0.1.wait_timeout_while(open, PATIENCE, |open| !*open);
-        assert!(!waited.unwrap().1.timed_out(), "nobody opens the gate");
-    }
-}
 
 #[test]
 fn a_single_backend_is_dialed_anew() {

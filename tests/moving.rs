@@ -1,0 +1,10 @@
+//! Moving sessions: rounds, transfers, and what a client sees of them.
+
+mod answers;
+mod busy;
+mod late;
+mod many;
+mod matrix;
+mod migration;
+mod transfer;
+mod waiting;
