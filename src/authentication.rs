@@ -1,4 +1,4 @@
-//! Logins: relayed between client and server, or the proxy's own by token.
+//! Logins: relayed between client and server, or the proxy's own by what is in the startup packet.
 //!
 //! The relay does not know the methods; it knows which Authentication requests
 //! want an answer of the client.  It is bounded by one deadline and by bytes,
@@ -140,13 +140,15 @@ pub(crate) fn relay(
     }
 }
 
-/// Takes a server's answers to a login by token, which are all the proxy's.
+/// Takes a server's answers to a login by the startup packet alone, which are all
+/// the proxy's.
 ///
 /// # Errors
-/// The server's own refusal, or that it asks for more than the token.
-pub(crate) fn by_token(
+/// The server's own refusal, or that it asks for more than `given`.
+pub(crate) fn by_startup(
     server: &mut FrameReader,
     first: &Frame,
+    given: &str,
     deadline: Instant,
 ) -> Result<Login, Error> {
     let mut login = Login::default();
@@ -157,7 +159,7 @@ pub(crate) fn by_token(
         match step(&frame, &mut login)? {
             Step::Continue => {}
             Step::ClientAnswers => {
-                let what = "it asks for a password although it was given a revival token";
+                let what = format!("it asks for a password although it was given {given}");
                 return Err(Error::protocol(Peer::Server, LOGIN, what));
             }
             Step::Refused(ErrorFields {

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-pub(crate) use crate::dialect::Dialect;
+pub(crate) use crate::dialect::{Dialect, LoginMethod};
 pub(crate) use crate::tls::{ClientTls, ClientTlsMode, ServerTls, SslMode};
 pub(crate) use address::Address;
 use reader::{Reader, Section};
@@ -60,6 +60,9 @@ pub struct Config {
     pub shutdown_grace: Duration,
     /// `dialect`: which kind of server the backends are.
     pub dialect: Dialect,
+    /// `[login]`: how the proxy logs in for a session it moves; `None`: sessions
+    /// of PostgreSQL stay where they are.
+    pub login: Option<LoginMethod>,
     /// `[client_tls]`; `None`: a client's request for TLS is answered with `N`.
     pub client_tls: Option<ClientTls>,
     /// `[server_tls]`; absent: `sslmode = "prefer"` and no files.
@@ -153,6 +156,7 @@ impl Config {
                 "client_tls",
                 "server_tls",
                 "migration",
+                "login",
                 "backend",
             ],
         )?;
@@ -183,8 +187,12 @@ impl Config {
             client_tls: read_client_tls(&root)?,
             server_tls: read_server_tls(&root)?,
             migration: read_migration(&root)?,
+            login: read_login(&root)?,
             backends: read_backends(&root)?,
         };
+        if config.login.is_some() && config.dialect != Dialect::PostgreSql {
+            return Err(root.error("login", "expected dialect = \"postgresql\" with it"));
+        }
         config.check_listeners(&root)?;
         Ok(config)
     }
@@ -239,6 +247,15 @@ fn read_client_tls(root: &Section<'_>) -> Result<Option<ClientTls>, ConfigError>
         })?,
         client_ca_file: section.path("client_ca_file")?,
     }))
+}
+
+fn read_login(root: &Section<'_>) -> Result<Option<LoginMethod>, ConfigError> {
+    let Some(section) = root.section("login", &["method"])? else {
+        return Ok(None);
+    };
+    let method = section.choice("method", &[("trust", LoginMethod::Trust)])?;
+    let missing = || section.missing("method", "how the proxy logs in: \"trust\"");
+    Ok(Some(method.ok_or_else(missing)?))
 }
 
 fn read_server_tls(root: &Section<'_>) -> Result<ServerTls, ConfigError> {

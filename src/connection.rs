@@ -15,6 +15,7 @@ use crate::cancel::{self, CancelKeys, Cancellable};
 use crate::config::Config;
 use crate::connection_limit::{Limit, Permit};
 use crate::connector::{Connected, Connector};
+use crate::dialect::CustomNames;
 use crate::error::{Error, Peer, Refusal, SqlState};
 use crate::logging::event;
 use crate::message::fatal_error;
@@ -37,6 +38,8 @@ pub(crate) struct ProxyState {
     pub tls: RwLock<Arc<TlsContexts>>,
     /// Opens connections to the backends.
     pub connector: Arc<Connector>,
+    /// Names of settings that no server lists.
+    pub custom_names: Arc<CustomNames>,
     /// The keys that clients cancel with.
     pub cancel_keys: CancelKeys,
     /// What is counted.
@@ -232,6 +235,8 @@ fn open(
     });
     let transfer = TransferContext {
         dialect: config.dialect,
+        login: config.login,
+        custom_names: Arc::clone(&state.custom_names),
         connector: Arc::clone(&state.connector),
         startup,
         read_deadline,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
 
-use crate::authentication::{Login, by_token};
+use crate::authentication::{Login, by_startup};
 use crate::balancer::{Assignment, BackendId, Balancer, NoTarget};
 use crate::config::{Address, Config};
 use crate::error::{Error, Peer, SqlState};
@@ -117,7 +117,7 @@ impl Connector {
     }
 
     /// A connection for the transfer of a session that leaves `own`, logged in
-    /// by the token in `startup`: the targets in the balancer's order, until
+    /// by `startup` alone, for the sake of `login_by` in it: the targets in the balancer's order, until
     /// one lets it in.
     ///
     /// # Errors
@@ -126,6 +126,7 @@ impl Connector {
         &self,
         own: BackendId,
         startup: &[u8],
+        login_by: &str,
         read_deadline: &Arc<ReadDeadline>,
         round_started: Instant,
         deadline: Instant,
@@ -145,7 +146,8 @@ impl Connector {
             let logged_in = self
                 .open(assignment, startup, read_deadline, deadline)
                 .and_then(|mut connected| {
-                    let login = by_token(&mut connected.server, &connected.first, deadline)?;
+                    let Connected { server, first, .. } = &mut connected;
+                    let login = by_startup(server, first, login_by, deadline)?;
                     Ok((connected, login))
                 });
             match logged_in {

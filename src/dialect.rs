@@ -7,13 +7,19 @@
 //! No I/O happens here: requests are bytes, answers are whole messages.
 
 mod cockroachdb;
+mod custom_names;
+mod postgresql;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use crate::error::{Error, Refusal};
 use crate::frame::Frame;
 use crate::message::{BackendTag, ErrorFields, data_row, row_description, split_cstr};
+use crate::parameters::Parameters;
 use crate::startup::StartupPacket;
+pub use custom_names::CustomNames;
 
 /// Which kind of server the backends are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,14 +53,22 @@ impl Dialect {
         }
     }
 
-    /// How its sessions move to another server.
+    /// How its sessions move to another server.  `login`: how the proxy gets in
+    /// there.  `custom_names`: what it knows of settings that no server lists.
     ///
     /// # Errors
     /// Why they do not, for the log.
-    pub fn session_transfer(self) -> Result<&'static dyn SessionTransfer, &'static str> {
-        match self {
-            Self::CockroachDb => Ok(&cockroachdb::Transfer),
-            Self::PostgreSql => Err("dialect postgresql has no session transfer"),
+    pub fn session_transfer(
+        self,
+        login: Option<LoginMethod>,
+        custom_names: &Arc<CustomNames>,
+    ) -> Result<Box<dyn SessionTransfer>, &'static str> {
+        match (self, login) {
+            (Self::CockroachDb, _) => Ok(Box::new(cockroachdb::Transfer)),
+            (Self::PostgreSql, Some(LoginMethod::Trust)) => {
+                Ok(Box::new(postgresql::Transfer::new(custom_names)))
+            }
+            (Self::PostgreSql, None) => Err("dialect postgresql has no session transfer"),
         }
     }
 
@@ -80,22 +94,18 @@ impl Dialect {
     }
 }
 
-/// A dialect's way to move a session.
-pub trait SessionTransfer: Sync {
-    /// A new question for the state of one session.
-    fn capture(&self) -> Box<dyn Capture>;
+/// `[login]`: how the proxy logs in for a session on another server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoginMethod {
+    /// The server lets it in without a question (pg_hba.conf).
+    Trust,
 }
 
-/// The question for a session's state, asked of its old server.
-pub trait Capture {
-    /// Messages for the old server, which it answers up to one ReadyForQuery.
-    fn request(&self) -> Vec<u8>;
-
-    /// Reads the answer.
-    ///
-    /// # Errors
-    /// [`BadAnswer`]: no state, whatever else the answer holds.
-    fn read(&self, answer: &Answer) -> Result<Box<dyn SessionState>, BadAnswer>;
+/// A dialect's way to move a session.
+pub trait SessionTransfer {
+    /// The question for the state of one session, asked of its old server, which
+    /// told `login` at the session's login.
+    fn capture(&self, login: &Parameters) -> Box<dyn Conversation<Box<dyn SessionState>>>;
 }
 
 /// A session's state between two servers.  Secret: never logged, never kept
@@ -107,14 +117,57 @@ pub trait SessionState {
     /// Puts into the session's startup packet what the new server lets it in by.
     fn prepare_login(&self, startup: &mut StartupPacket);
 
-    /// Messages for the new server, which it answers up to one ReadyForQuery.
-    fn restore_request(&self) -> Vec<u8>;
+    /// What the new server should let it in by, for the error where it asks for
+    /// a password instead.
+    fn login_by(&self) -> &'static str;
 
-    /// Checks that answer.
+    /// The session's rebuilding on the new server, which told `login` just now.
+    /// `unnamed` is the client's last Parse without a name, where its statement
+    /// is still there.
+    fn restore<'a>(
+        &'a self,
+        login: &Parameters,
+        unnamed: Option<&'a [u8]>,
+    ) -> Box<dyn Conversation<()> + 'a>;
+
+    /// What is said to the old server last: what it sends unasked until it has
+    /// answered is the client's.
+    fn last_request(&self) -> Option<Request> {
+        None
+    }
+}
+
+/// Requests of the proxy's own to a server, and what comes of them.
+pub trait Conversation<T> {
+    /// The first request, where `left` is all the time that there is.
     ///
     /// # Errors
-    /// [`BadAnswer`]: the session is not restored there.
-    fn check_restored(&self, answer: &Answer) -> Result<(), BadAnswer>;
+    /// There is nothing to ask for.
+    fn begin(&mut self, left: Duration) -> Result<Request, BadAnswer>;
+
+    /// Reads the answer to the last request.
+    ///
+    /// # Errors
+    /// [`BadAnswer`]: nothing comes of it, whatever else the answer holds.
+    fn answered(&mut self, answer: &Answer, left: Duration) -> Result<Turn<T>, BadAnswer>;
+}
+
+/// Messages for a server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// The messages.
+    pub bytes: Vec<u8>,
+    /// How many ReadyForQuery they are answered by; the last one ends the answer.
+    pub ready_for_queries: usize,
+}
+
+/// What follows an answer.
+#[derive(Debug)]
+pub enum Turn<T> {
+    /// A further request.
+    Ask(Request),
+    /// The end.
+    Done(T),
 }
 
 /// Why no session of a cluster can move.
@@ -145,28 +198,73 @@ pub enum BadAnswer {
         /// Its message.
         message: String,
     },
+    /// Something ties the session to its server.
+    #[error("{0}")]
+    Obstacle(String),
     /// The answer is not the one that the statement has.
     #[error("malformed answer: {0}")]
     Malformed(&'static str),
 }
 
-/// An answer, collected up to its ReadyForQuery.  Messages
+/// An answer, collected up to its last ReadyForQuery.  Messages
 /// that a server may send at any time are not part of it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Answer {
     frames: Vec<Frame>,
+    /// How many ReadyForQuery are to come.
+    ready_for_queries: usize,
+    /// How many bytes more are kept.
+    room: usize,
+    too_long: bool,
 }
 
 impl Answer {
-    /// Adds the next message; true when it was the ReadyForQuery.
-    pub fn push(&mut self, frame: Frame) -> bool {
-        let last = frame.backend_tag() == BackendTag::READY_FOR_QUERY;
-        // The shape that is checked has four; a longer one is wrong by its
-        // fifth, and the rest need not be kept.
-        if last || self.frames.len() < 8 {
-            self.frames.push(frame);
+    /// An answer that ends with that many ReadyForQuery and is kept up to
+    /// `limit` bytes.
+    #[must_use]
+    pub const fn new(ready_for_queries: usize, limit: usize) -> Self {
+        Self {
+            frames: Vec::new(),
+            ready_for_queries,
+            room: limit,
+            too_long: false,
         }
-        last
+    }
+
+    /// Adds the next message; true when it was the last.
+    pub fn push(&mut self, frame: Frame) -> bool {
+        if frame.backend_tag() == BackendTag::READY_FOR_QUERY {
+            self.ready_for_queries = self.ready_for_queries.saturating_sub(1);
+        }
+        match self.room.checked_sub(frame.as_bytes().len()) {
+            Some(room) if !self.too_long => {
+                self.room = room;
+                self.frames.push(frame);
+            }
+            // No part of it is believed, so none is kept.
+            _ => {
+                self.too_long = true;
+                self.frames.clear();
+            }
+        }
+        self.ready_for_queries == 0
+    }
+
+    /// How many ReadyForQuery are still to come.
+    #[must_use]
+    pub const fn ready_for_queries(&self) -> usize {
+        self.ready_for_queries
+    }
+
+    /// Its messages.
+    fn frames(&self) -> std::slice::Iter<'_, Frame> {
+        self.frames.iter()
+    }
+
+    /// Whether it was longer than its limit, and is lost.
+    #[must_use]
+    pub const fn is_too_long(&self) -> bool {
+        self.too_long
     }
 
     /// The row of an answer of exactly one row with the command tag `tag`.

@@ -126,9 +126,9 @@ pub struct Resumed {
     pub leftover: Vec<u8>,
     /// Messages that the client has to get first.
     pub to_client: Vec<u8>,
-    /// An answer to the proxy's own query is still to come and has to be
-    /// swallowed, up to its ReadyForQuery.
-    pub late_response: bool,
+    /// Answers to the proxy's own requests are still to come and have to be
+    /// discarded, up to that many ReadyForQuery.
+    pub late_responses: usize,
 }
 
 struct State<S, T> {
@@ -142,7 +142,7 @@ struct State<S, T> {
     /// The request processor waits for the server's answers before it lets its
     /// next batch go.
     holding_batch: bool,
-    /// See [`Resumed::late_response`].
+    /// See [`Resumed::late_responses`].
     late_response: bool,
     /// A Terminate was let go: the server ends the connection, and what the
     /// proxy would ask it comes too late.
@@ -311,7 +311,7 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
         }
         self.interrupt.clear();
         let old = std::mem::replace(&mut state.server, server);
-        state.late_response = resumed.late_response;
+        state.late_response = resumed.late_responses > 0;
         // What nobody took: the response processor may have stopped too late.
         resumed.leftover.append(&mut state.resumed.leftover);
         state.resumed = resumed;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::error::{BadFrame, Error, Peer};
-use crate::message::BackendTag;
+use crate::message::{BackendTag, put_message};
 use crate::socket::{Received, Wait};
 use crate::stream::Stream;
 
@@ -145,6 +145,14 @@ pub struct Frame {
 }
 
 impl Frame {
+    /// A frame made here; its body is shorter than 4 GiB.
+    #[must_use]
+    pub fn new(tag: u8, body: &[u8]) -> Self {
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + body.len());
+        put_message(&mut bytes, tag, |out| out.extend_from_slice(body));
+        Self { tag, bytes }
+    }
+
     /// The body.
     #[must_use]
     pub fn body(&self) -> &[u8] {

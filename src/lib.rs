@@ -49,6 +49,7 @@
 //! | `TransferContext::parameters` (the processors' `Context::parameters`) | what one client was told | – |
 //! | `Balancer::backends` | backends and their sessions | – |
 //! | `Registry::entries`, `CancelKeys::keys` | who is here | – |
+//! | `CustomNames::known` | names of settings that no server lists | – |
 //! | `Limit::state` | permits of connections and sessions | – |
 //! | `ProxyState::config`, `ProxyState::tls`, `Connector::settings` | what a reload changes: copied out, never held | – |
 //! | `readiness`' `last` | the last answer of `/readyz` | – |
@@ -86,7 +87,6 @@ mod authentication;
 mod balancer;
 mod registry;
 mod connection_limit;
-mod parameters;
 
 // Operation
 mod admin;
@@ -100,6 +100,7 @@ mod config;
 mod dialect;
 mod tls;
 mod startup;
+mod parameters;
 mod frame;
 mod message;
 
@@ -118,17 +119,22 @@ pub mod internal {
     pub use crate::server::Server;
     pub use crate::signals::install as install_signals;
 
+    pub use crate::dialect::{
+        Answer, BadAnswer, Conversation, CustomNames, Dialect, LoginMethod, SessionState,
+        SessionTransfer, Turn,
+    };
     pub use crate::error::SqlState;
     pub use crate::exchange::{Exchange, SkipRule, WaitingFor};
     pub use crate::forwarder::{
         Closing, Direction, Forwarder, Interrupt, NotParked, Ordered, Ready, Resumed, Suspension,
         Ticket,
     };
-    pub use crate::frame::{HEADER_BYTES, Header, Scanner, Verdict};
+    pub use crate::frame::{Frame, HEADER_BYTES, Header, Scanner, Verdict};
     pub use crate::message::{
         BackendTag, ErrorFields, FrontendTag, TransactionStatus, data_row, fatal_error,
         parameter_status, put_parameter_status, row_description,
     };
+    pub use crate::parameters::Parameters;
     pub use crate::processor::{Context, ProcessorExit, ServerStream, run_requests, run_responses};
     pub use crate::socket::{ReadDeadline, Received, Socket, Wait};
     pub use crate::startup::{Startup, cancel_request};

@@ -26,6 +26,12 @@ impl Parameters {
         }
     }
 
+    /// The value of a parameter, where the server has told it.
+    #[must_use]
+    pub fn get(&self, name: &[u8]) -> Option<&[u8]> {
+        self.0.get(name).map(Vec::as_slice)
+    }
+
     /// Takes over what differs between the logins on two servers, and appends to
     /// `out` a ParameterStatus for each.
     ///

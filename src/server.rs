@@ -84,6 +84,7 @@ impl Server {
                 balancer,
                 Arc::clone(&metrics),
             )),
+            custom_names: Arc::default(),
             cancel_keys: CancelKeys::default(),
             rounds: Rounds::new(config.migration.workers, Arc::clone(&metrics)),
             metrics,

@@ -92,7 +92,7 @@ impl Movable for Session {
         drop(server);
         let session = Weak::clone(&self.this) as Weak<dyn RetryOrder>;
         let ticket = MoveTicket::new(round, &self.name, from, session);
-        if let Err(reason) = self.transfer.dialect.session_transfer() {
+        if let Err(reason) = self.transfer.session_transfer() {
             ticket.give_up(reason);
             return;
         }

@@ -31,7 +31,7 @@ use parking_lot::Mutex;
 
 use crate::config::Migration;
 use crate::connector::Connector;
-use crate::dialect::{BadAnswer, Dialect};
+use crate::dialect::{BadAnswer, CustomNames, Dialect, LoginMethod, SessionTransfer};
 use crate::error::{Error, Peer};
 use crate::forwarder::{NotParked, Ready, Resumed, Suspension};
 use crate::frame::FrameReader;
@@ -44,13 +44,17 @@ use crate::socket::ReadDeadline;
 use crate::startup::StartupPacket;
 use crate::stream::Stream;
 use crate::ticket::{MoveTicket, Report};
-use restore::Restored;
+use restore::{Limits, Restored};
 use state_query::{NoState, OldServer};
 
 /// What a transfer needs of a session, owned by both.
 pub(crate) struct TransferContext {
     /// How its servers give state out and take it back.
     pub dialect: Dialect,
+    /// How the proxy logs in on the new server.
+    pub login: Option<LoginMethod>,
+    /// Names of settings that no server lists, shared by all sessions.
+    pub custom_names: Arc<CustomNames>,
     /// Opens the new connection.
     pub connector: Arc<Connector>,
     /// The client's startup packet as the old server got it.
@@ -59,6 +63,17 @@ pub(crate) struct TransferContext {
     pub read_deadline: Arc<ReadDeadline>,
     /// What the client has been told.
     pub parameters: Arc<Mutex<Parameters>>,
+}
+
+impl TransferContext {
+    /// How the session moves to another server.
+    ///
+    /// # Errors
+    /// Why it does not, for the log.
+    pub(crate) fn session_transfer(&self) -> Result<Box<dyn SessionTransfer>, &'static str> {
+        self.dialect
+            .session_transfer(self.login, &self.custom_names)
+    }
 }
 
 /// The session's own server is gone: what the client has to be told first, and
@@ -131,6 +146,7 @@ pub(crate) fn run(
             let Restored {
                 server,
                 parameters,
+                to_client: notifications,
                 leftover,
             } = *restored;
             let to = Arc::clone(server.assignment.name());
@@ -139,10 +155,11 @@ pub(crate) fn run(
             known.change_server(&old.login, &server.login, &mut to_client);
             known.update(&parameters, &mut to_client);
             drop((known, old));
+            to_client.extend(notifications);
             let resumed = Resumed {
                 leftover,
                 to_client,
-                late_response: false,
+                late_responses: 0,
             };
             match suspension.resume_moved(Arc::new(server), resumed) {
                 Ok(old) => {
@@ -200,7 +217,7 @@ impl Attempt<'_> {
                 return kept("timeout while stopping the session", Resumed::default());
             }
         }
-        let transfer = match self.context.dialect.session_transfer() {
+        let transfer = match self.context.session_transfer() {
             Ok(transfer) => transfer,
             Err(reason) => return kept(reason, Resumed::default()),
         };
@@ -215,16 +232,22 @@ impl Attempt<'_> {
             deadline: self.deadline,
             to_client: Vec::new(),
         };
-        let capture = transfer.capture();
-        let state = match server.fetch_state(&*capture, self.max_state_bytes) {
+        let mut capture = transfer.capture(&old.login);
+        let state = match server.fetch_state(&mut *capture, self.max_state_bytes) {
             Ok(state) => state,
+            Err(NoState::Answered(BadAnswer::Obstacle(reason))) => {
+                return kept(reason, server.resumed(0));
+            }
             Err(NoState::Answered(bad)) => {
                 if let BadAnswer::Unsupported(unsupported) = &bad {
                     self.round.note_unsupported(unsupported);
                 }
-                return kept(format!("state query: {bad}"), server.resumed(false));
+                return kept(format!("state query: {bad}"), server.resumed(0));
             }
-            Err(NoState::LateResponse(reason)) => return kept(reason, server.resumed(true)),
+            Err(NoState::LateResponse {
+                ready_for_queries,
+                reason,
+            }) => return kept(reason, server.resumed(ready_for_queries)),
             Err(NoState::Lost { fatal, error }) => {
                 let fatal_sent = !fatal.is_empty();
                 let mut to_client = server.to_client;
@@ -238,8 +261,17 @@ impl Attempt<'_> {
         };
         self.state_bytes = Some(state.state_bytes());
         let started = self.round.started();
-        match restore::restore(self.context, &old, &*state, started, self.deadline) {
+        let limits = Limits {
+            max_state_bytes: self.max_state_bytes,
+            deadline: self.deadline,
+        };
+        match restore::restore(self.context, &old, &*state, started, limits) {
             Ok(restored) => {
+                if let Some(request) = state.last_request()
+                    && server.ask(&request, self.max_state_bytes).is_err()
+                {
+                    log::debug!("the old server did not answer just after the restore");
+                }
                 // The client's as well, and read before its connection goes; but not
                 // its FATAL, which is true of that connection only.
                 if let Err(NoState::Lost { .. }) = server.take_unasked() {
@@ -250,7 +282,7 @@ impl Attempt<'_> {
                     to_client: server.to_client,
                 }
             }
-            Err(reason) => kept(reason, server.resumed(false)),
+            Err(reason) => kept(reason, server.resumed(0)),
         }
     }
 }

@@ -7,6 +7,7 @@
 //! | a session does not move, or its reason is wrong | moving/waiting, moving/transfer, exchange |
 //! | a failure in a transfer costs the session | moving/matrix |
 //! | a round's counts, order or summary | moving/migration, moving/many |
+//! | a PostgreSQL session does not arrive as it was, or stays without a reason | postgresql |
 //! | a wake-up is lost, a suspension hangs | storm, and `src/forwarder/model.rs` |
 //! | a message is cut or mixed up at a read's edge | split |
 //! | the tracker of unanswered requests is wrong | exchange, `src/exchange/tests.rs` |
@@ -37,6 +38,7 @@ mod fuzz;
 mod metrics;
 mod moving;
 mod options;
+mod postgresql;
 mod reload;
 mod shutdown;
 mod split;

@@ -33,6 +33,7 @@ fn one_backend_is_enough_and_the_rest_has_defaults() {
             connect_timeout: Duration::from_secs(5),
             shutdown_grace: Duration::from_secs(30),
             dialect: Dialect::CockroachDb,
+            login: None,
             client_tls: None,
             server_tls: ServerTls {
                 sslmode: SslMode::Prefer,
@@ -80,6 +81,8 @@ timeout = "1m 30s"
 wait = "0s"
 workers = 1024
 max_state_size = "512KiB"
+[login]
+method = "trust"
 [[backend]]
 name = "a"
 address = "db_1.example.org.:1"
@@ -96,6 +99,7 @@ address = "[fe80::1%eth0]:65535"
         connect_timeout: Duration::from_secs(120),
         shutdown_grace: Duration::ZERO,
         dialect: Dialect::PostgreSql,
+        login: Some(LoginMethod::Trust),
         client_tls: Some(ClientTls {
             mode: ClientTlsMode::Require,
             cert_file: "conf/server.crt".into(),
@@ -290,7 +294,7 @@ fn a_bad_key_is_named_with_its_line() {
         ),
         (
             "\nport = 1",
-            "2: unknown key \"port\"; expected one of \"listen\", \"admin_listen\", \"max_connections\", \"handshake_timeout\", \"connect_timeout\", \"shutdown_grace\", \"dialect\", \"client_tls\", \"server_tls\", \"migration\", \"backend\"",
+            "2: unknown key \"port\"; expected one of \"listen\", \"admin_listen\", \"max_connections\", \"handshake_timeout\", \"connect_timeout\", \"shutdown_grace\", \"dialect\", \"client_tls\", \"server_tls\", \"migration\", \"login\", \"backend\"",
         ),
         (
             "migration = 3",

@@ -6,14 +6,18 @@
 //! to the letter before anything is believed: columns, key, tag, ReadyForQuery.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use uuid::Uuid;
 
-use super::{Answer, BadAnswer, Capture, SessionState, SessionTransfer, Unsupported};
+use super::{
+    Answer, BadAnswer, Conversation, Request, SessionState, SessionTransfer, Turn, Unsupported,
+};
 use crate::error::{Error, Refusal};
 use crate::message::query;
+use crate::parameters::Parameters;
 use crate::startup::StartupPacket;
 
 const STATE_COLUMNS: [&[u8]; 4] = [
@@ -57,7 +61,7 @@ pub(super) fn prepare_startup(startup: &mut StartupPacket, client: SocketAddr) {
 pub(super) struct Transfer;
 
 impl SessionTransfer for Transfer {
-    fn capture(&self) -> Box<dyn Capture> {
+    fn capture(&self, _login: &Parameters) -> Box<dyn Conversation<Box<dyn SessionState>>> {
         Box::new(StateQuery {
             key: Uuid::new_v4(),
         })
@@ -69,12 +73,19 @@ struct StateQuery {
     key: Uuid,
 }
 
-impl Capture for StateQuery {
-    fn request(&self) -> Vec<u8> {
-        query(&format!("SHOW TRANSFER STATE WITH '{}'", self.key))
+impl Conversation<Box<dyn SessionState>> for StateQuery {
+    fn begin(&mut self, _left: Duration) -> Result<Request, BadAnswer> {
+        Ok(Request {
+            bytes: query(&format!("SHOW TRANSFER STATE WITH '{}'", self.key)),
+            ready_for_queries: 1,
+        })
     }
 
-    fn read(&self, answer: &Answer) -> Result<Box<dyn SessionState>, BadAnswer> {
+    fn answered(
+        &mut self,
+        answer: &Answer,
+        _left: Duration,
+    ) -> Result<Turn<Box<dyn SessionState>>, BadAnswer> {
         let malformed = |what| Err(BadAnswer::Malformed(what));
         let row = answer.single_row(&STATE_COLUMNS, "SHOW TRANSFER STATE 1")?;
         let &[error, state, token, echoed] = row.as_slice() else {
@@ -103,11 +114,11 @@ impl Capture for StateQuery {
         if token.is_empty() || BASE64.decode(token).is_err() {
             return malformed("the token is not base64");
         }
-        Ok(Box::new(SerializedSession {
+        Ok(Turn::Done(Box::new(SerializedSession {
             state_base64: text.to_owned(),
             token: token.to_vec(),
             state_bytes: decoded.len(),
-        }))
+        })))
     }
 }
 
@@ -127,18 +138,38 @@ impl SessionState for SerializedSession {
         startup.set_ignoring_case(REVIVAL_TOKEN, &self.token);
     }
 
-    fn restore_request(&self) -> Vec<u8> {
-        let state = &self.state_base64;
-        query(&format!(
-            "SELECT crdb_internal.deserialize_session(decode('{state}', 'base64'))"
-        ))
+    fn login_by(&self) -> &'static str {
+        "a revival token"
     }
 
-    fn check_restored(&self, answer: &Answer) -> Result<(), BadAnswer> {
+    fn restore<'a>(
+        &'a self,
+        _login: &Parameters,
+        _unnamed: Option<&'a [u8]>,
+    ) -> Box<dyn Conversation<()> + 'a> {
+        Box::new(Deserialization(self))
+    }
+}
+
+/// `crdb_internal.deserialize_session` with the state.
+struct Deserialization<'a>(&'a SerializedSession);
+
+impl Conversation<()> for Deserialization<'_> {
+    fn begin(&mut self, _left: Duration) -> Result<Request, BadAnswer> {
+        let state = &self.0.state_base64;
+        Ok(Request {
+            bytes: query(&format!(
+                "SELECT crdb_internal.deserialize_session(decode('{state}', 'base64'))"
+            )),
+            ready_for_queries: 1,
+        })
+    }
+
+    fn answered(&mut self, answer: &Answer, _left: Duration) -> Result<Turn<()>, BadAnswer> {
         let row = answer.single_row(&[RESTORE_COLUMN], "SELECT 1")?;
         match row.as_slice() {
             // A boolean in text format (protocol document: true is `t`).
-            [Some(b"t")] => Ok(()),
+            [Some(b"t")] => Ok(Turn::Done(())),
             _ => Err(BadAnswer::Malformed("the restore did not say true")),
         }
     }

@@ -149,7 +149,7 @@ impl<S: ServerStream, T: Ticket + 'static> Responses<'_, S, T> {
         let Resumed {
             leftover,
             to_client,
-            late_response,
+            late_responses,
         } = resumed;
         self.scanner.restart();
         self.fatal_last = false;
@@ -157,9 +157,11 @@ impl<S: ServerStream, T: Ticket + 'static> Responses<'_, S, T> {
         if !to_client.is_empty() {
             self.send_to_client(&to_client, FORWARDING)?;
         }
-        if late_response {
+        if late_responses > 0 {
             self.written();
-            self.discard_late_response()?;
+            for _ in 0..late_responses {
+                self.discard_late_response()?;
+            }
             self.context.forwarder.late_response_discarded();
         }
         self.written();

@@ -5,24 +5,32 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::TransferContext;
+use super::state_query::answer_limit;
 use crate::authentication::Login;
 use crate::connector::Connected;
-use crate::dialect::{Answer, SessionState};
+use crate::dialect::{Answer, SessionState, Turn};
 use crate::error::{Error, Peer};
 use crate::message::{BackendTag, parameter_status};
 use crate::parameters::Parameters;
 use crate::server_conn::ServerConn;
-
-/// Any message of the answer.
-const SHORT_ANSWER_BYTES: usize = 64 * 1024;
 
 /// A session on its new server, before the swap.
 pub(super) struct Restored {
     pub(super) server: ServerConn,
     /// What the new server reported at the restore.
     pub(super) parameters: Parameters,
+    /// Notifications that it sent meanwhile: the client's.
+    pub(super) to_client: Vec<u8>,
     /// What it sent behind its answer.
     pub(super) leftover: Vec<u8>,
+}
+
+/// What a restore may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) max_state_bytes: usize,
+    /// The transfer's.
+    pub(super) deadline: Instant,
 }
 
 /// Opens a connection to another server than `old` and restores the session on it.
@@ -34,9 +42,13 @@ pub(super) fn restore(
     old: &ServerConn,
     state: &dyn SessionState,
     round_started: Instant,
-    deadline: Instant,
+    limits: Limits,
 ) -> Result<Restored, String> {
     const OPERATION: &str = "restoring the session";
+    let Limits {
+        max_state_bytes,
+        deadline,
+    } = limits;
     let mut startup = context.startup.clone();
     state.prepare_login(&mut startup);
     let (connected, login) = context
@@ -44,6 +56,7 @@ pub(super) fn restore(
         .log_in_target(
             old.assignment.id(),
             &startup.to_bytes(),
+            state.login_by(),
             &context.read_deadline,
             round_started,
             deadline,
@@ -60,38 +73,54 @@ pub(super) fn restore(
     } = connected;
     let name = Arc::clone(assignment.name());
     let failed = |error: &dyn Display| format!("{name}: restore: {error}");
-    server
-        .stream()
-        .write_all(&state.restore_request(), Some(deadline))
-        .map_err(|source| failed(&Error::io(Peer::Server, OPERATION, source)))?;
+    let left = || deadline.saturating_duration_since(Instant::now());
     let mut reported = Parameters::default();
-    let mut answer = Answer::default();
+    let mut to_client = Vec::new();
+    let mut conversation = state.restore(&login, None);
+    let mut request = conversation.begin(left()).map_err(|bad| failed(&bad))?;
     loop {
-        let frame = server
-            .read(SHORT_ANSWER_BYTES, deadline, OPERATION)
-            .map_err(|error| failed(&error))?;
-        match frame.backend_tag() {
-            BackendTag::NOTICE_RESPONSE => {}
-            BackendTag::PARAMETER_STATUS => {
-                if let Some((name, value)) = parameter_status(frame.body()) {
-                    reported.set(name, value);
+        server
+            .stream()
+            .write_all(&request.bytes, Some(deadline))
+            .map_err(|source| failed(&Error::io(Peer::Server, OPERATION, source)))?;
+        let limit = answer_limit(max_state_bytes);
+        let mut answer = Answer::new(request.ready_for_queries, limit);
+        loop {
+            let frame = server
+                .read(limit, deadline, OPERATION)
+                .map_err(|error| failed(&error))?;
+            match frame.backend_tag() {
+                BackendTag::NOTICE_RESPONSE => {}
+                BackendTag::PARAMETER_STATUS => {
+                    if let Some((name, value)) = parameter_status(frame.body()) {
+                        reported.set(name, value);
+                    }
+                }
+                BackendTag::NOTIFICATION_RESPONSE => to_client.extend(frame.as_bytes()),
+                _ => {
+                    if answer.push(frame) {
+                        break;
+                    }
                 }
             }
-            BackendTag::NOTIFICATION_RESPONSE => {}
-            _ => {
-                if answer.push(frame) {
-                    break;
-                }
+            if Instant::now() >= deadline {
+                return Err(failed(&Error::Timeout {
+                    peer: Peer::Server,
+                    operation: OPERATION,
+                }));
             }
         }
-        if Instant::now() >= deadline {
-            return Err(failed(&Error::Timeout {
-                peer: Peer::Server,
-                operation: OPERATION,
-            }));
+        if answer.is_too_long() {
+            let what = format!("its answer exceeds max_state_size {max_state_bytes}");
+            return Err(failed(&what));
+        }
+        let turn = conversation.answered(&answer, left());
+        match turn.map_err(|bad| failed(&bad))? {
+            Turn::Ask(next) => request = next,
+            Turn::Done(()) => break,
         }
     }
-    state.check_restored(&answer).map_err(|bad| failed(&bad))?;
+    drop(conversation);
     let (stream, leftover) = server.into_parts();
     let server = ServerConn {
         stream,
@@ -102,6 +131,7 @@ pub(super) fn restore(
     Ok(Restored {
         server,
         parameters: reported,
+        to_client,
         leftover,
     })
 }

@@ -3,11 +3,11 @@
 //! The server may say something to the client at any moment: what belongs to the
 //! client is kept apart and never taken for a part of the answer.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::dialect::{Answer, BadAnswer, Capture, SessionState};
+use crate::dialect::{Answer, BadAnswer, Conversation, Request, SessionState, Turn};
 use crate::error::{BadFrame, Error, Peer};
 use crate::forwarder::Resumed;
 use crate::frame::{Frame, FrameReader};
@@ -21,12 +21,20 @@ const SHORT_ANSWER_BYTES: usize = 64 * 1024;
 /// No message of a PostgreSQL server is longer (memutils.h, `MaxAllocSize`).
 const MAX_MESSAGE_BYTES: usize = 0x3fff_ffff;
 
+/// The longest answer that a state of that many bytes has, in base64 or in rows.
+pub(super) const fn answer_limit(max_state_bytes: usize) -> usize {
+    max_state_bytes.div_ceil(3) * 4 + ROW_OVERHEAD_BYTES
+}
+
 /// Why there is no state, and in which condition the old connection is left.
 pub(super) enum NoState {
     /// The answer was read to its end.
     Answered(BadAnswer),
-    /// The rest of the answer is still to come.
-    LateResponse(String),
+    /// That many ReadyForQuery of the answer are still to come.
+    LateResponse {
+        ready_for_queries: usize,
+        reason: String,
+    },
     /// `fatal` is the server's FATAL, if there was one.
     Lost { fatal: Vec<u8>, error: Error },
 }
@@ -59,36 +67,61 @@ pub(super) struct OldServer<'a> {
 
 impl OldServer<'_> {
     /// What the response processor takes up where the session goes on here.
-    pub(super) fn resumed(self, late_response: bool) -> Resumed {
+    pub(super) fn resumed(self, late_responses: usize) -> Resumed {
         let (_, leftover) = self.reader.into_parts();
         Resumed {
             leftover,
             to_client: self.to_client,
-            late_response,
+            late_responses,
         }
     }
 
     /// The session's state, at most `max_state_bytes` of it.
     pub(super) fn fetch_state(
         &mut self,
-        capture: &dyn Capture,
+        capture: &mut dyn Conversation<Box<dyn SessionState>>,
         max_state_bytes: usize,
     ) -> Result<Box<dyn SessionState>, NoState> {
-        const OPERATION: &str = "fetching the session's state";
         self.take_unasked()?;
+        let mut request = capture.begin(self.left()).map_err(NoState::Answered)?;
+        let state = loop {
+            let answer = self.ask(&request, max_state_bytes)?;
+            let turn = capture.answered(&answer, self.left());
+            match turn.map_err(NoState::Answered)? {
+                Turn::Ask(next) => request = next,
+                Turn::Done(state) => break state,
+            }
+        };
+        let (found, most) = (state.state_bytes(), max_state_bytes);
+        if found > most {
+            let what = format!("session state of {found} bytes exceeds max_state_size {most}");
+            return Err(NoState::Answered(BadAnswer::Refused(what)));
+        }
+        Ok(state)
+    }
+
+    /// Sends a request and reads its answer to the end.
+    pub(super) fn ask(
+        &mut self,
+        request: &Request,
+        max_state_bytes: usize,
+    ) -> Result<Answer, NoState> {
+        const OPERATION: &str = "fetching the session's state";
         self.reader
             .stream()
-            .write_all(&capture.request(), Some(self.deadline))
+            .write_all(&request.bytes, Some(self.deadline))
             .map_err(|source| NoState::Lost {
                 fatal: Vec::new(),
                 error: Error::io(Peer::Server, OPERATION, source),
             })?;
-        let limit = max_state_bytes.div_ceil(3) * 4 + ROW_OVERHEAD_BYTES;
-        let mut answer = Answer::default();
+        let limit = answer_limit(max_state_bytes);
+        let mut answer = Answer::new(request.ready_for_queries, limit);
         loop {
             let frame = match self.reader.read(limit, self.deadline, OPERATION) {
                 Ok(frame) => frame,
-                Err(error) => return Err(unread(error, max_state_bytes)),
+                Err(error) => {
+                    return Err(unread(error, max_state_bytes, answer.ready_for_queries()));
+                }
             };
             match frame.backend_tag() {
                 // The query's own.
@@ -104,16 +137,21 @@ impl OldServer<'_> {
                 }
             }
             if Instant::now() >= self.deadline {
-                return Err(NoState::LateResponse(format!("timeout while {OPERATION}")));
+                return Err(NoState::LateResponse {
+                    ready_for_queries: answer.ready_for_queries(),
+                    reason: format!("timeout while {OPERATION}"),
+                });
             }
         }
-        let state = capture.read(&answer).map_err(NoState::Answered)?;
-        let (found, most) = (state.state_bytes(), max_state_bytes);
-        if found > most {
-            let what = format!("session state of {found} bytes exceeds max_state_size {most}");
-            return Err(NoState::Answered(BadAnswer::Refused(what)));
+        if answer.is_too_long() {
+            let what = format!("session state exceeds max_state_size {max_state_bytes}");
+            return Err(NoState::Answered(BadAnswer::Obstacle(what)));
         }
-        Ok(state)
+        Ok(answer)
+    }
+
+    fn left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
     }
 
     /// Takes what has come unasked and belongs to the client.
@@ -148,7 +186,10 @@ impl OldServer<'_> {
                     peer: Peer::Server,
                     operation: OPERATION,
                 };
-                return Err(NoState::LateResponse(error.to_string()));
+                return Err(NoState::LateResponse {
+                    ready_for_queries: 0,
+                    reason: error.to_string(),
+                });
             }
         }
     }
@@ -164,16 +205,20 @@ impl OldServer<'_> {
 }
 
 /// An answer that could not be read to its end: late, too large, or lost.
-fn unread(error: Error, max_state_bytes: usize) -> NoState {
+fn unread(error: Error, max_state_bytes: usize, ready_for_queries: usize) -> NoState {
     match error {
-        Error::Timeout { .. } => NoState::LateResponse(error.to_string()),
+        Error::Timeout { .. } => NoState::LateResponse {
+            ready_for_queries,
+            reason: error.to_string(),
+        },
         Error::Malformed {
             source: BadFrame::TooLong { tag, length, .. },
             ..
         } if BackendTag(tag) == BackendTag::DATA_ROW && length <= MAX_MESSAGE_BYTES => {
-            NoState::LateResponse(format!(
-                "session state exceeds max_state_size {max_state_bytes}"
-            ))
+            NoState::LateResponse {
+                ready_for_queries,
+                reason: format!("session state exceeds max_state_size {max_state_bytes}"),
+            }
         }
         error => NoState::Lost {
             fatal: Vec::new(),

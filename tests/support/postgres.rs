@@ -97,7 +97,13 @@ impl Cluster {
             .arg(directory)
             .arg(server.get_program())
             .args(server.get_args())
-            .args(["-h", "127.0.0.1", "-p", &address.port().to_string(), "-k"])
+            .args([
+                "-h",
+                "127.0.0.1,127.0.0.2",
+                "-p",
+                &address.port().to_string(),
+                "-k",
+            ])
             .arg(directory)
             .arg("-D")
             .arg(data)
@@ -135,6 +141,12 @@ impl Cluster {
     /// Where it listens for TCP.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Two addresses of this one server: the simplest pair over one store.
+    pub(crate) fn addresses(&self) -> [SocketAddr; 2] {
+        let other = SocketAddr::from(([127, 0, 0, 2], self.address.port()));
+        [self.address, other]
     }
 
     /// Its Unix socket.

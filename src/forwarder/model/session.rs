@@ -250,7 +250,7 @@ impl Model {
                 if !to_client.is_empty() && !self.net.to_client(&to_client) {
                     return Ok(());
                 }
-                if resumed.late_response {
+                if resumed.late_responses > 0 {
                     self.written(Direction::Response, false);
                     forwarder.late_response_discarded();
                 }
@@ -304,7 +304,7 @@ impl Model {
         self.net.disown(*old);
         suspension.resume_kept(Resumed {
             leftover,
-            late_response: transfer == Transfer::KeepLate,
+            late_responses: usize::from(transfer == Transfer::KeepLate),
             ..Resumed::default()
         });
     }
