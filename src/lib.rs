@@ -27,7 +27,7 @@
 //! | main | 1 | the signals' channel |
 //! | signals, ctrl-c | 1 each | the kernel |
 //! | accept | one a listener | accept |
-//! | request, response | one each a session (request-N, response-N); request also serves a connection before its login | poll, send, the gate |
+//! | request, response | one each a session (request-N, response-N); request also serves a connection before its login | recv, send, the gate |
 //! | transfer | one a transfer (transfer-N), at most `workers` | reads until the transfer's deadline |
 //! | round | one a round (round-N) | the round's outcomes, at most a second at a time |
 //! | resolve | one a dial of a name | the C library's resolver |
@@ -36,14 +36,15 @@
 //!
 //! # Locks
 //! Taken in this order where more than one is held.  No I/O, no log line and no
-//! dial under any of them, but for the two calls on an eventfd, a send that does not
-//! wait under `Duplex::core`, and a writer's own sends under its `Duplex::turn`.
+//! dial under any of them, but for setting a socket's timeout and signalling a thread,
+//! a send that does not wait under `Duplex::core`, and a writer's own sends under its
+//! `Duplex::turn`.
 //!
 //! | lock | guards | taken under it |
 //! |---|---|---|
-//! | `Forwarder::state` | one session's exchange, phases, gate, order | `ReadDeadline::expired`, `Workers::queue` |
+//! | `Forwarder::state` | one session's exchange, phases, gate, order | `ReadDeadline::parties`, `Workers::queue` |
 //! | `Workers::queue` | transfers under way and who waits for a place | – |
-//! | `ReadDeadline::expired` | one session's eventfd | – |
+//! | `ReadDeadline::parties` | one session's sockets, and its processors' threads until they end | – |
 //! | `Round::counts` | a round's outcomes | – |
 //! | `Session::cause` | why one session ends | – |
 //! | `TransferContext::parameters` (the processors' `Context::parameters`) | what one client was told | – |
@@ -107,6 +108,7 @@ mod message;
 // Streams
 mod stream;
 mod socket;
+mod wake;
 mod error;
 
 /// What the binary and the tests use; no interface for anybody else.
@@ -136,7 +138,7 @@ pub mod internal {
     };
     pub use crate::parameters::Parameters;
     pub use crate::processor::{Context, ProcessorExit, ServerStream, run_requests, run_responses};
-    pub use crate::socket::{ReadDeadline, Received, Socket, Wait};
+    pub use crate::socket::{ReadDeadline, Reader, Received, Socket, Wait};
     pub use crate::startup::{Startup, cancel_request};
     pub use crate::stream::Stream;
     pub use crate::tls::{

@@ -14,10 +14,10 @@ use thiserror::Error;
 
 use crate::config::Config;
 
-/// Client socket, server socket, the eventfd that wakes their readers.
-const FILES_PER_CONNECTION: u64 = 3;
-/// A transfer's new server socket, its eventfd, and room for a resolver's sockets.
-const FILES_PER_WORKER: u64 = 4;
+/// Client socket, server socket.
+const FILES_PER_CONNECTION: u64 = 2;
+/// A transfer's new server socket, and room for a resolver's sockets.
+const FILES_PER_WORKER: u64 = 3;
 /// Listeners, standard streams, admin clients, cancel requests, signal pipes.
 const FILES_RESERVE: u64 = 64;
 /// One for requests, one for responses.
@@ -268,7 +268,7 @@ mod tests {
         let table = [
             (
                 machine(|m| m.open_files = Some(1024)),
-                "max_connections = 5000 needs 15192 open files, but there are only 1024: raise the hard limit (ulimit -Hn, systemd's LimitNOFILE=) or set max_connections to 277 or less",
+                "max_connections = 5000 needs 10160 open files, but there are only 1024: raise the hard limit (ulimit -Hn, systemd's LimitNOFILE=) or set max_connections to 432 or less",
             ),
             (
                 machine(|m| m.user_threads = Some(4096)),

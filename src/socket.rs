@@ -1,29 +1,27 @@
 //! A blocking TCP socket whose blocked reader a read deadline can wake.
 //!
-//! Go's `SetReadDeadline` with a time in the past wakes a goroutine that is
-//! blocked in a read, and the original proxy suspends its two directions by
-//! it.  Linux has no such call: `SO_RCVTIMEO` is looked at when a receive
-//! begins, never while it sleeps.  So a read that may be interrupted polls two
-//! descriptors, the socket and an eventfd that is readable for as long as the
-//! deadline lies in the past.  No signals, no polling at intervals, and an idle
-//! session costs no CPU at all.
+//! A read between two messages is one plain `recv`, whatever wakes it: see
+//! [`ReadDeadline`] for how that is done.
 //!
 //! Invariants: one reader and one writer at a time for each socket (the
 //! direction's processor, or the transfer while both are parked); whoever
-//! resumes a session clears the deadline, never the reader.
+//! resumes a session clears the deadline, never the reader.  Each call here goes
+//! on where it was when a signal interrupts it.
+
+mod read_deadline;
 
 use std::io::{self, ErrorKind};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use socket2::{SockRef, TcpKeepalive};
+
+use read_deadline::TimedStream;
+pub use read_deadline::{ReadDeadline, Reader};
 
 /// First keepalive probe after this much silence; a half-open peer is noticed
 /// after `KEEPALIVE_IDLE + KEEPALIVE_PROBES * KEEPALIVE_INTERVAL`, 60 s.
@@ -32,56 +30,6 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// Unanswered probes until the kernel gives the connection up.
 const KEEPALIVE_PROBES: u32 = 3;
-
-/// The read deadline that all sockets of one session share, since they are
-/// suspended and resumed together.
-///
-/// One eventfd for a session, not one for a socket: at 5,000 clients that is
-/// 5,000 descriptors less.
-#[derive(Debug)]
-pub struct ReadDeadline {
-    /// Readable exactly while the deadline is in the past.
-    past: OwnedFd,
-    /// Orders the writes and reads of `past`, so that a late `clear` of one
-    /// thread cannot swallow the `expire` of another.
-    expired: Mutex<bool>,
-}
-
-impl ReadDeadline {
-    /// A deadline that lies nowhere: reads wait for ever.
-    ///
-    /// # Errors
-    /// Where the process has no descriptor left.
-    pub fn new() -> io::Result<Arc<Self>> {
-        let past = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Arc::new(Self {
-            past,
-            expired: Mutex::new(false),
-        }))
-    }
-
-    /// Sets the deadline into the past: a blocked interruptible read returns
-    /// at once, and so does each that begins later, until [`Self::clear`].  Data
-    /// that the last read left behind comes first: a reader of a full stream
-    /// learns from its own check, not from here, that it is to stop.
-    pub fn expire(&self) {
-        let mut expired = self.expired.lock();
-        if !*expired {
-            *expired = true;
-            // An eventfd takes 2^64 - 2 before it would block: one 1 always fits.
-            let _ = rustix::io::write(&self.past, &1u64.to_ne_bytes());
-        }
-    }
-
-    /// Takes the deadline away.
-    pub fn clear(&self) {
-        let mut expired = self.expired.lock();
-        if *expired {
-            *expired = false;
-            let _ = rustix::io::read(&self.past, &mut [0u8; 8]);
-        }
-    }
-}
 
 /// What a read may wait for besides data.
 #[derive(Debug, Clone, Copy)]
@@ -114,10 +62,8 @@ pub enum Received {
 /// A TCP connection to a client or a server.
 #[derive(Debug)]
 pub struct Socket {
-    stream: TcpStream,
+    timed: Arc<TimedStream>,
     deadline: Arc<ReadDeadline>,
-    /// The last read filled its buffer, so the next finds data without a poll.
-    more_expected: AtomicBool,
 }
 
 impl Socket {
@@ -132,11 +78,18 @@ impl Socket {
             .with_interval(KEEPALIVE_INTERVAL)
             .with_retries(KEEPALIVE_PROBES);
         SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
-        Ok(Self {
-            stream,
-            deadline,
-            more_expected: AtomicBool::new(false),
-        })
+        let timed = Arc::new(TimedStream::new(stream));
+        deadline.add_socket(&timed);
+        Ok(Self { timed, deadline })
+    }
+
+    fn stream(&self) -> &TcpStream {
+        &self.timed.stream
+    }
+
+    /// The session's read deadline.
+    pub const fn read_deadline(&self) -> &Arc<ReadDeadline> {
+        &self.deadline
     }
 
     /// Go's `SetReadDeadline` in the two forms that the suspension needs: a
@@ -159,19 +112,8 @@ impl Socket {
     /// `TimedOut` at the moment of [`Wait::Until`]; else what the kernel says.
     pub fn read(&self, buffer: &mut Vec<u8>, wait: Wait) -> io::Result<Received> {
         debug_assert!(buffer.capacity() > buffer.len(), "a read needs room");
-        if self.more_expected.load(Ordering::Relaxed) && !matches!(wait, Wait::Data) {
-            match self.receive(buffer, RecvFlags::DONTWAIT) {
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                other => return other,
-            }
-        }
         match wait {
-            Wait::Data => loop {
-                match self.receive(buffer, RecvFlags::empty()) {
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                    other => return other,
-                }
-            },
+            Wait::Data => self.read_data(buffer),
             Wait::Interruptible { idle } => self.read_interruptible(buffer, idle),
             Wait::Until(moment) => self.read_until(buffer, moment),
         }
@@ -182,65 +124,66 @@ impl Socket {
         buffer: &mut Vec<u8>,
         idle: Option<Duration>,
     ) -> io::Result<Received> {
-        let timeout = idle.and_then(|idle| Timespec::try_from(idle).ok());
+        debug_assert!(self.deadline.knows_reader(), "nobody would wake it");
+        if self.timed.idle() != idle {
+            self.deadline.set_idle(&self.timed, idle);
+        }
         loop {
-            let mut fds = [
-                PollFd::new(&self.stream, PollFlags::IN),
-                PollFd::new(&self.deadline.past, PollFlags::IN),
-            ];
-            match poll(&mut fds, timeout.as_ref()) {
-                Ok(0) => return Ok(Received::Idle),
-                Ok(_) => {}
-                Err(Errno::INTR) => continue,
-                Err(error) => return Err(error.into()),
-            }
-            let [_, past] = &fds;
-            if !past.revents().is_empty() {
+            if self.deadline.is_past() {
                 return Ok(Received::DeadlinePast);
             }
-            match self.receive(buffer, RecvFlags::DONTWAIT) {
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                other => return other,
+            match self.receive(buffer, RecvFlags::empty()) {
+                // A deadline that was in the past for a moment may be taken for
+                // silence.  Then a buffer is given back early.
+                Err(Errno::AGAIN) if idle.is_some() && !self.deadline.is_past() => {
+                    return Ok(Received::Idle);
+                }
+                // The wake-up, or one that came late: the flag tells.
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                other => return Ok(other?),
+            }
+        }
+    }
+
+    fn read_data(&self, buffer: &mut Vec<u8>) -> io::Result<Received> {
+        loop {
+            match self.receive(buffer, RecvFlags::empty()) {
+                Err(Errno::INTR) => {}
+                // It has a timeout, which is not meant for this read.
+                Err(Errno::AGAIN) => self.wait_ready(PollFlags::IN, None)?,
+                other => return Ok(other?),
             }
         }
     }
 
     fn read_until(&self, buffer: &mut Vec<u8>, moment: Instant) -> io::Result<Received> {
         loop {
-            self.wait_ready(PollFlags::IN, moment)?;
+            self.wait_ready(PollFlags::IN, Some(moment))?;
             match self.receive(buffer, RecvFlags::DONTWAIT) {
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                other => return other,
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                other => return Ok(other?),
             }
         }
     }
 
-    fn receive(&self, buffer: &mut Vec<u8>, flags: RecvFlags) -> io::Result<Received> {
-        let room = buffer.capacity() - buffer.len();
-        loop {
-            // rustix extends the vector by what came: no byte is zeroed first.
-            let received = recv(&self.stream, rustix::buffer::spare_capacity(buffer), flags);
-            match received {
-                Ok((0, _)) => return Ok(Received::Eof),
-                Ok((count, _)) => {
-                    self.more_expected.store(count >= room, Ordering::Relaxed);
-                    return Ok(Received::Bytes(count));
-                }
-                Err(Errno::INTR) => {}
-                Err(error) => {
-                    self.more_expected.store(false, Ordering::Relaxed);
-                    return Err(error.into());
-                }
-            }
-        }
+    fn receive(&self, buffer: &mut Vec<u8>, flags: RecvFlags) -> Result<Received, Errno> {
+        // rustix extends the vector by what came: no byte is zeroed first.
+        let spare = rustix::buffer::spare_capacity(buffer);
+        Ok(match recv(self.stream(), spare, flags)? {
+            (0, _) => Received::Eof,
+            (count, _) => Received::Bytes(count),
+        })
     }
 
-    fn wait_ready(&self, flags: PollFlags, moment: Instant) -> io::Result<()> {
+    /// `moment`: `None` waits for ever.
+    fn wait_ready(&self, flags: PollFlags, moment: Option<Instant>) -> io::Result<()> {
         loop {
-            let left = moment.saturating_duration_since(Instant::now());
-            let timeout = Timespec::try_from(left).ok();
-            match poll(&mut [PollFd::new(&self.stream, flags)], timeout.as_ref()) {
-                Ok(0) if left.is_zero() => return Err(ErrorKind::TimedOut.into()),
+            let left = moment.map(|moment| moment.saturating_duration_since(Instant::now()));
+            let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+            match poll(&mut [PollFd::new(self.stream(), flags)], timeout.as_ref()) {
+                Ok(0) if left.is_some_and(|left| left.is_zero()) => {
+                    return Err(ErrorKind::TimedOut.into());
+                }
                 Ok(0) | Err(Errno::INTR) => {}
                 Ok(_) => return Ok(()),
                 Err(error) => return Err(error.into()),
@@ -260,14 +203,10 @@ impl Socket {
             None => SendFlags::NOSIGNAL,
         };
         while !bytes.is_empty() {
-            match send(&self.stream, bytes, flags) {
+            match send(self.stream(), bytes, flags) {
                 Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => {
-                    if let Some(moment) = deadline {
-                        self.wait_ready(PollFlags::OUT, moment)?;
-                    }
-                }
+                Err(Errno::AGAIN) => self.wait_ready(PollFlags::OUT, deadline)?,
                 Err(error) => return Err(error.into()),
             }
         }
@@ -281,7 +220,7 @@ impl Socket {
     /// What the kernel says of the connection.
     pub fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {
         match send(
-            &self.stream,
+            self.stream(),
             bytes,
             SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
         ) {
@@ -298,10 +237,10 @@ impl Socket {
     /// As [`Self::read`].
     pub fn peek(&self, deadline: Instant) -> io::Result<Option<u8>> {
         loop {
-            self.wait_ready(PollFlags::IN, deadline)?;
+            self.wait_ready(PollFlags::IN, Some(deadline))?;
             let mut byte = [0];
             match recv(
-                &self.stream,
+                self.stream(),
                 &mut byte,
                 RecvFlags::DONTWAIT | RecvFlags::PEEK,
             ) {
@@ -316,19 +255,19 @@ impl Socket {
     /// Ends both directions: a thread that is blocked on this socket returns.
     /// An error means that the connection had ended before.
     pub fn shutdown(&self) {
-        let _ = self.stream.shutdown(Shutdown::Both);
+        let _ = self.stream().shutdown(Shutdown::Both);
     }
 
     /// Ends the incoming direction only: a thread that is blocked in a read
     /// returns, and a last message may still be sent.
     pub fn shutdown_read(&self) {
-        let _ = self.stream.shutdown(Shutdown::Read);
+        let _ = self.stream().shutdown(Shutdown::Read);
     }
 
     /// Ends the outgoing direction only: the peer reads to the end of what was
     /// sent.
     pub fn shutdown_write(&self) {
-        let _ = self.stream.shutdown(Shutdown::Write);
+        let _ = self.stream().shutdown(Shutdown::Write);
     }
 
     /// The peer's address.
@@ -336,6 +275,12 @@ impl Socket {
     /// # Errors
     /// Where the connection has ended.
     pub fn peer_address(&self) -> io::Result<SocketAddr> {
-        self.stream.peer_addr()
+        self.stream().peer_addr()
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.deadline.remove_socket(&self.timed);
     }
 }

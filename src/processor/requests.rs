@@ -19,6 +19,7 @@ pub fn run_requests<S: ServerStream, T: Ticket + 'static>(
     context: &Context<S, T>,
     leftover: Vec<u8>,
 ) -> ProcessorExit {
+    let _reader = context.client.socket().read_deadline().register_reader();
     let mut requests = Requests {
         context,
         server: context.forwarder.server(),

@@ -29,6 +29,7 @@ pub fn run_responses<S: ServerStream, T: Ticket + 'static>(
     context: &Context<S, T>,
     leftover: Vec<u8>,
 ) -> (ProcessorExit, StreamPosition) {
+    let _reader = context.client.socket().read_deadline().register_reader();
     let mut responses = Responses {
         context,
         server: context.forwarder.server(),

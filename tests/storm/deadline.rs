@@ -20,6 +20,7 @@ fn no_passing_of_the_read_deadline_is_lost() {
     let (seen, look) = bounded(0);
     let (go_on, told) = bounded(0);
     let reader = thread::spawn(move || {
+        let _reader = near.read_deadline().register_reader();
         let mut buffer = Vec::with_capacity(16);
         while told.recv().is_ok() {
             buffer.clear();

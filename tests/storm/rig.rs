@@ -1,12 +1,14 @@
 //! A session without its logins: a forwarder, two real processors, a client's
 //! socket and those of some servers.
 
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
+use openssl::ssl::SslVersion;
 use sqlproxy::internal::Exchange;
 use sqlproxy::internal::Stream;
 use sqlproxy::internal::{
@@ -16,6 +18,7 @@ use sqlproxy::internal::{Context, ProcessorExit, ServerStream, run_requests, run
 use sqlproxy::internal::{ReadDeadline, Socket};
 
 use crate::support::PATIENCE;
+use crate::tls::peer::{self, connect};
 
 /// Two ends of one loopback connection.
 pub(super) fn connected() -> (TcpStream, TcpStream) {
@@ -29,7 +32,7 @@ pub(super) fn connected() -> (TcpStream, TcpStream) {
 }
 
 /// The proxy's connection to one server.
-pub(super) struct Leg(Stream);
+pub(super) struct Leg(Arc<Stream>);
 
 impl Leg {
     /// Whether `other` is this very connection.
@@ -90,26 +93,55 @@ pub(super) struct Rig {
     pub(super) start: Sender<ReadySession>,
     ended: Ends,
     near_client: Arc<Stream>,
+    ends: Mutex<Option<(Box<dyn End>, Vec<Box<dyn End>>)>>,
 }
+
+/// What an application or a SQL node speaks over.
+pub(super) trait End: Read + Write + Send {}
+
+impl<T: Read + Write + Send> End for T {}
 
 impl Rig {
     /// A session on the first of so many servers; its processors have not begun.
     pub(super) fn new(servers: usize) -> Self {
         let deadline = ReadDeadline::new().unwrap();
-        let proxied = || {
+        Self::over(servers, &deadline, |_| {
             let (near, far) = connected();
             let near = Socket::new(near, Arc::clone(&deadline)).unwrap();
-            (Stream::Plain(near), far)
-        };
-        let (near_client, client) = proxied();
-        let (legs, servers): (Vec<_>, Vec<_>) = (0..servers)
-            .map(|_| proxied())
-            .map(|(near, far)| (Arc::new(Leg(near)), far))
-            .unzip();
+            let end = Box::new(far.try_clone().unwrap());
+            (Arc::new(Stream::Plain(near)), far, end)
+        })
+    }
+
+    /// The same with TLS on all legs.
+    pub(super) fn tls(servers: usize) -> Self {
+        let deadline = ReadDeadline::new().unwrap();
+        Self::over(servers, &deadline, |leg| {
+            let (near, end) = connect((leg, SslVersion::TLS1_3), &deadline, |tcp| tcp);
+            let far = end.get_ref().try_clone().unwrap();
+            (near, far, Box::new(end))
+        })
+    }
+
+    fn over(
+        servers: usize,
+        deadline: &Arc<ReadDeadline>,
+        proxied: impl Fn(peer::Leg) -> (Arc<Stream>, TcpStream, Box<dyn End>),
+    ) -> Self {
+        let (near_client, client, client_end) = proxied(peer::Leg::Client);
+        let mut rig_servers = Vec::new();
+        let (mut legs, mut server_ends) = (Vec::new(), Vec::new());
+        for _ in 0..servers {
+            let (near, far, end) = proxied(peer::Leg::Server);
+            legs.push(Arc::new(Leg(near)));
+            rig_servers.push(far);
+            server_ends.push(end);
+        }
+        let servers = rig_servers;
         for end in servers.iter().chain([&client]) {
             end.set_read_timeout(Some(PATIENCE)).unwrap();
         }
-        let interrupt = Arc::clone(&deadline) as Arc<dyn Interrupt>;
+        let interrupt = Arc::clone(deadline) as Arc<dyn Interrupt>;
         let (start, ready) = unbounded();
         Self {
             client,
@@ -119,8 +151,14 @@ impl Rig {
             ready,
             start,
             ended: unbounded(),
-            near_client: Arc::new(near_client),
+            near_client,
+            ends: Mutex::new(Some((client_end, server_ends))),
         }
+    }
+
+    /// The client's end and the servers', to speak over them; once.
+    pub(super) fn take_ends(&self) -> (Box<dyn End>, Vec<Box<dyn End>>) {
+        self.ends.lock().unwrap().take().expect("taken once")
     }
 
     /// Starts both processors, as a session does.

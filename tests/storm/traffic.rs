@@ -1,8 +1,6 @@
 //! Sessions that are suspended without a pause, idle and under traffic, kept
 //! and swapped between two servers; every answer is checked.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
@@ -10,7 +8,7 @@ use crossbeam_channel::unbounded;
 use sqlproxy::internal::Resumed;
 
 use super::cycles;
-use super::rig::{ReadySession, Rig};
+use super::rig::{End, ReadySession, Rig};
 use crate::support::message::{frame, ready};
 use crate::support::{PATIENCE, soon};
 
@@ -20,7 +18,7 @@ const ORDERERS: u64 = 2;
 /// Longest body: more than the largest buffer of a processor.
 const LONGEST: u64 = 80_000;
 
-fn read_frame(stream: &mut TcpStream) -> Option<(u8, Vec<u8>)> {
+fn read_frame(stream: &mut dyn End) -> Option<(u8, Vec<u8>)> {
     let mut header = [0; 5];
     stream.read_exact(&mut header).ok()?;
     let length = u32::from_be_bytes(header[1..].try_into().unwrap());
@@ -30,8 +28,8 @@ fn read_frame(stream: &mut TcpStream) -> Option<(u8, Vec<u8>)> {
 }
 
 /// Answers each query with its own text behind the server's name.
-fn echo(mut stream: TcpStream, name: u8) {
-    while let Some((_, mut body)) = read_frame(&mut stream) {
+fn echo(mut stream: Box<dyn End>, name: u8) {
+    while let Some((_, mut body)) = read_frame(&mut *stream) {
         body.insert(0, name);
         let mut answer = frame(b'C', &body);
         answer.extend(ready(b'I'));
@@ -55,7 +53,7 @@ fn text(number: u64) -> Vec<u8> {
 
 /// Sends queries in batches of 1 to `most` until `stop`; returns how many
 /// answers came from each server.
-fn ask(mut stream: TcpStream, most: u64, stop: &AtomicBool) -> [u64; 2] {
+fn ask(mut stream: Box<dyn End>, most: u64, stop: &AtomicBool) -> [u64; 2] {
     let mut answers = [0; 2];
     let mut number = 0;
     while !stop.load(Ordering::Relaxed) {
@@ -63,10 +61,10 @@ fn ask(mut stream: TcpStream, most: u64, stop: &AtomicBool) -> [u64; 2] {
         let queries: Vec<_> = batch.clone().flat_map(|n| frame(b'Q', &text(n))).collect();
         stream.write_all(&queries).unwrap();
         for query in batch.clone() {
-            let (tag, body) = read_frame(&mut stream).expect("an answer in time");
+            let (tag, body) = read_frame(&mut *stream).expect("an answer in time");
             assert_eq!((tag, &body[1..]), (b'C', &text(query)[..]), "query {query}");
             answers[usize::from(body[0])] += 1;
-            let status = read_frame(&mut stream).expect("a ReadyForQuery in time");
+            let status = read_frame(&mut *stream).expect("a ReadyForQuery in time");
             assert_eq!(status, (b'Z', b"I".to_vec()), "query {query}");
         }
         number = batch.end;
@@ -87,15 +85,17 @@ enum Suspend {
 
 /// Suspends a session `times`, and returns its answers by server.
 fn storm(kinds: &[Suspend], most: Option<u64>, times: u64) -> [u64; 2] {
-    let rig = &Rig::new(2);
+    storm_over(&Rig::new(2), kinds, most, times)
+}
+
+fn storm_over(rig: &Rig, kinds: &[Suspend], most: Option<u64>, times: u64) -> [u64; 2] {
     let (stop, suspended) = (&AtomicBool::new(false), &AtomicU64::new(0));
     rig.run();
     thread::scope(|scope| {
-        for (server, name) in rig.servers.iter().zip(0..) {
-            let stream = server.try_clone().unwrap();
-            scope.spawn(move || echo(stream, name));
+        let (client, servers) = rig.take_ends();
+        for (server, name) in servers.into_iter().zip(0..) {
+            scope.spawn(move || echo(server, name));
         }
-        let client = rig.client.try_clone().unwrap();
         let client = scope.spawn(move || most.map_or([0; 2], |most| ask(client, most, stop)));
         let orderers: Vec<_> = (0..ORDERERS)
             .map(|_| {
@@ -200,4 +200,14 @@ fn one_query_at_a_time_between_two_servers() {
 fn pipelined_queries_between_two_servers() {
     let answers = storm(&[Suspend::Swap, Suspend::Keep], Some(8), cycles() / 10);
     assert!(answers.iter().all(|&count| count > 0), "{answers:?}");
+}
+
+#[test]
+fn tls_between_two_servers() {
+    let kinds = [Suspend::Swap, Suspend::Keep];
+    storm_over(&Rig::tls(2), &kinds, None, cycles() / 10);
+    for most in [1, 8] {
+        let answers = storm_over(&Rig::tls(2), &kinds, Some(most), cycles() / 10);
+        assert!(answers.iter().all(|&count| count > 0), "{answers:?}");
+    }
 }

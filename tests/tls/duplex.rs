@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use openssl::ssl::SslVersion;
 use sqlproxy::internal::Stream;
-use sqlproxy::internal::{ReadDeadline, Received, Wait};
+use sqlproxy::internal::{ReadDeadline, Reader, Received, Wait};
 
 use super::certs::Files;
 use super::peer::{
@@ -18,6 +18,11 @@ use super::peer::{
 };
 
 const FOREVER: Wait = Wait::Interruptible { idle: None };
+
+/// For reads of this thread that a deadline may have to end.
+fn register(stream: &Stream) -> Reader {
+    stream.socket().read_deadline().register_reader()
+}
 
 fn plain(tcp: TcpStream) -> TcpStream {
     tcp
@@ -44,6 +49,7 @@ fn read_pattern(
     suspended: &SyncSender<()>,
     resumed: &Receiver<()>,
 ) {
+    let _reader = register(stream);
     let pattern = Pattern::new(seed);
     let mut received = 0;
     let mut buffer = Vec::with_capacity(40_000);
@@ -180,6 +186,7 @@ fn returns_what_is_decrypted_to_whoever_reads_next() {
         for wait in waits.into_iter().cycle().take(160) {
             let stream = Arc::clone(&stream);
             let bytes = in_thread(move || {
+                let _reader = register(&stream);
                 let mut buffer = Vec::with_capacity(100);
                 stream.read(&mut buffer, wait).unwrap();
                 buffer
@@ -191,6 +198,7 @@ fn returns_what_is_decrypted_to_whoever_reads_next() {
             deadline.expire();
         }
         assert_eq!(received, 16_000, "{case:?}");
+        let _reader = register(&stream);
         let read = stream.read(&mut Vec::with_capacity(1), FOREVER);
         assert_eq!(read.unwrap(), Received::DeadlinePast);
     }
@@ -200,6 +208,7 @@ fn returns_what_is_decrypted_to_whoever_reads_next() {
 fn waits_no_longer_than_it_is_told() {
     let deadline = ReadDeadline::new().unwrap();
     let (stream, _peer) = connect((Leg::Client, SslVersion::TLS1_3), &deadline, plain);
+    let _reader = register(&stream);
     let mut buffer = Vec::with_capacity(1);
     let idle = Wait::Interruptible {
         idle: Some(Duration::from_millis(1)),
@@ -215,6 +224,7 @@ fn tells_a_close_from_a_truncation() {
     for case in EVERY_LEG_AND_VERSION {
         for notified in [true, false] {
             let (stream, mut peer) = connect(case, &ReadDeadline::new().unwrap(), plain);
+            let _reader = register(&stream);
             peer.write_all(b"last words").unwrap();
             if notified {
                 peer.shutdown().unwrap();
@@ -325,7 +335,10 @@ fn shutdown_wakes_a_blocked_reader_and_a_blocked_writer() {
     );
     let reader = in_thread({
         let stream = Arc::clone(&stream);
-        move || stream.read(&mut Vec::with_capacity(1), FOREVER)
+        move || {
+            let _reader = register(&stream);
+            stream.read(&mut Vec::with_capacity(1), FOREVER)
+        }
     });
     let (started, has_started) = sync_channel(1);
     let writer = in_thread({
@@ -353,7 +366,7 @@ fn a_forged_record_is_an_error_and_answered_by_an_alert() {
     let forged = [[0x17, 3, 3, 0, 40].as_slice(), &[9; 40]].concat();
     peer.get_mut().write_all(&forged).unwrap();
     let error = stream
-        .read(&mut Vec::with_capacity(1), FOREVER)
+        .read(&mut Vec::with_capacity(1), Wait::Until(soon()))
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidData, "{error}");
     let mut first = [0];
@@ -376,7 +389,7 @@ fn an_alert_goes_out_behind_the_records_of_a_write_under_way() {
     let forged = [[0x17, 3, 3, 0, 40].as_slice(), &[9; 40]].concat();
     peer.get_mut().write_all(&forged).unwrap();
     let error = stream
-        .read(&mut Vec::with_capacity(1), FOREVER)
+        .read(&mut Vec::with_capacity(1), Wait::Until(soon()))
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidData, "{error}");
     let mut buffer = vec![0; 100_000];
@@ -436,7 +449,10 @@ fn key_updates_are_answered_while_the_other_thread_writes() {
             rows
         }
     });
-    let reader = in_thread(move || stream.read(&mut Vec::with_capacity(1), FOREVER));
+    let reader = in_thread(move || {
+        let _reader = register(&stream);
+        stream.read(&mut Vec::with_capacity(1), FOREVER)
+    });
     let mut input = child.stdin.take().unwrap();
     let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
     for _ in 0..UPDATES {

@@ -576,6 +576,7 @@ fn a_suspension_does_not_reach_a_handshake() {
     });
     let stream = client_context().accept(socket, soon(), false).unwrap();
     assert!(client.join().unwrap());
+    let _reader = deadline.register_reader();
     let read = stream.read(
         &mut Vec::with_capacity(1),
         Wait::Interruptible { idle: None },

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 
 use shuttle::rand::{Rng, thread_rng};
 
-use crate::forwarder::{Interrupt, RequestFrame, ResponseFrame};
+use crate::forwarder::{Direction, Interrupt, RequestFrame, ResponseFrame};
 use crate::message::{BackendTag, FrontendTag, TransactionStatus};
 use crate::sync::{Condvar, Mutex, MutexGuard};
 
@@ -53,8 +53,14 @@ pub(super) enum Read {
 
 #[derive(Default)]
 struct State {
-    /// The read deadline lies in the past.
-    expired: bool,
+    /// The read deadline lies in the past: the flag of it, and the sockets'
+    /// timeout.
+    past: bool,
+    smallest_timeout: bool,
+    /// By direction: whether its thread is in a receive, and whether a signal
+    /// has come since it began.
+    receiving: [bool; 2],
+    interrupted: [bool; 2],
     /// Both connections are a transfer's.
     owned: bool,
 
@@ -91,18 +97,31 @@ struct State {
 /// Everything outside the proxy.
 #[derive(Default)]
 pub(super) struct Net {
+    /// What `ReadDeadline` has its lock for.
+    deadline: Mutex<()>,
     state: Mutex<State>,
     changed: Condvar,
 }
 
+/// The steps of `ReadDeadline`, between which everything else may happen.
 impl Interrupt for Net {
     fn expire(&self) {
-        self.state.lock().expired = true;
+        let _deadline = self.deadline.lock();
+        if std::mem::replace(&mut self.state.lock().past, true) {
+            return;
+        }
+        self.state.lock().smallest_timeout = true;
+        let mut state = self.state.lock();
+        // A signal to a thread that does anything else is lost.
+        state.interrupted = state.receiving;
+        drop(state);
         self.changed.notify_all();
     }
 
     fn clear(&self) {
-        self.state.lock().expired = false;
+        let _deadline = self.deadline.lock();
+        self.state.lock().smallest_timeout = false;
+        self.state.lock().past = false;
     }
 }
 
@@ -243,38 +262,53 @@ impl Net {
 
     fn read(
         &self,
+        direction: Direction,
         into: &mut Vec<u8>,
         inside: bool,
         queue: impl Fn(&mut State) -> (&mut VecDeque<u8>, bool),
     ) -> Read {
-        let mut state = self.state.lock();
+        let thread = direction as usize;
         loop {
-            if state.expired && !inside {
+            if !inside && self.state.lock().past {
                 return Read::DeadlinePast;
             }
-            let owned = state.owned;
-            let (bytes, ended) = queue(&mut state);
-            if !bytes.is_empty() {
-                assert!(!owned, "read from a transfer's connection");
-                let count = thread_rng().gen_range(1..=bytes.len());
-                into.extend(bytes.drain(..count));
-                return Read::Bytes;
+            // Between this look and the receive everything may happen as well.
+            let mut state = self.state.lock();
+            let ends_by_itself = state.smallest_timeout && !inside;
+            state.receiving[thread] = true;
+            state.interrupted[thread] = false;
+            let read = loop {
+                let owned = state.owned;
+                let (bytes, ended) = queue(&mut state);
+                if !bytes.is_empty() {
+                    assert!(!owned, "read from a transfer's connection");
+                    let count = thread_rng().gen_range(1..=bytes.len());
+                    into.extend(bytes.drain(..count));
+                    break Some(Read::Bytes);
+                }
+                if ended {
+                    break Some(Read::End);
+                }
+                if ends_by_itself || state.interrupted[thread] {
+                    break None;
+                }
+                self.changed.wait(&mut state);
+            };
+            state.receiving[thread] = false;
+            if let Some(read) = read {
+                return read;
             }
-            if ended {
-                return Read::End;
-            }
-            self.changed.wait(&mut state);
         }
     }
 
     pub(super) fn read_requests(&self, into: &mut Vec<u8>, inside: bool) -> Read {
-        self.read(into, inside, |state| {
+        self.read(Direction::Request, into, inside, |state| {
             (&mut state.requests, state.requests_ended)
         })
     }
 
     pub(super) fn read_answers(&self, server: usize, into: &mut Vec<u8>, inside: bool) -> Read {
-        self.read(into, inside, |state| {
+        self.read(Direction::Response, into, inside, |state| {
             assert!(state.server_cut || state.server == server, "an old server");
             (&mut state.answers, state.server_cut)
         })

@@ -133,6 +133,7 @@ fn room_for_incoming_records_follows_what_comes() {
         largest = largest.max(room());
     }
     assert_eq!(largest, 64 * 1024);
+    let _reader = duplex.socket().read_deadline().register_reader();
     let idle = Wait::Interruptible {
         idle: Some(Duration::from_millis(1)),
     };

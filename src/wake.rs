@@ -1,0 +1,84 @@
+//! Ends the system call that another of our threads is blocked in.
+//!
+//! By a signal to that one thread, whose handler does nothing: what the kernel
+//! does is enough, since the call then returns `EINTR`.  The signal is SIGURG.
+//! It is ignored where no handler is installed, so that a stray one ends no
+//! process, and it cannot be refused: a real-time signal is, where the user's
+//! other processes have taken all that may be pending (RLIMIT_SIGPENDING).  Go's
+//! runtime interrupts its threads by it for the same reasons.
+//!
+//! The only file with `unsafe` in it.  Knows nothing of sockets and deadlines.
+
+#![allow(
+    unsafe_code,
+    reason = "no safe interface sends a signal to a thread, or lets one interrupt a call"
+)]
+
+use std::sync::OnceLock;
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use rustix::thread::{Pid, gettid};
+
+const SIGNAL: Signal = Signal::SIGURG;
+
+extern "C" fn handler(_: libc::c_int) {}
+
+/// Installs the handler, once in a process.
+///
+/// # Errors
+/// `EBUSY` where the process has another handler for SIGURG.
+pub(crate) fn install() -> Result<(), Errno> {
+    static INSTALLED: OnceLock<Result<(), Errno>> = OnceLock::new();
+    *INSTALLED.get_or_init(|| {
+        // Without SA_RESTART, which would begin the call anew.
+        let ours = SigAction::new(
+            SigHandler::Handler(handler),
+            SaFlags::empty(),
+            SigSet::empty(),
+        );
+        // SAFETY: a handler must be safe to run in the middle of anything.  Ours
+        // does nothing at all, and it is never unloaded.
+        let before = unsafe { sigaction(SIGNAL, &ours) }?;
+        if matches!(before.handler(), SigHandler::SigDfl | SigHandler::SigIgn) {
+            return Ok(());
+        }
+        // SAFETY: puts back what was in force a moment ago, as it was.
+        unsafe { sigaction(SIGNAL, &before) }?;
+        Err(Errno::EBUSY)
+    })
+}
+
+/// A thread of this process.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Thread(Pid);
+
+impl Thread {
+    /// The calling thread, ready to be woken: it may have inherited a mask that
+    /// keeps the signal out.
+    pub(crate) fn current() -> Self {
+        // Fails for a wrong argument only, and has none.
+        let _ = SigSet::from(SIGNAL).thread_unblock();
+        Self(gettid())
+    }
+
+    /// Ends the call that the thread is blocked in, if it is blocked in one.
+    ///
+    /// The caller knows that the thread has not ended: another may have its
+    /// number then, and be interrupted for nothing.
+    pub(crate) fn wake(self) {
+        let process = rustix::process::getpid();
+        // SAFETY: takes three numbers and touches no memory of ours.  A thread of
+        // another process is never meant, since the kernel compares the process.
+        let sent = unsafe {
+            libc::syscall(
+                libc::SYS_tgkill,
+                process.as_raw_nonzero().get(),
+                self.0.as_raw_nonzero().get(),
+                SIGNAL as libc::c_int,
+            )
+        };
+        debug_assert_eq!(sent, 0, "the thread has ended");
+    }
+}
