@@ -31,23 +31,22 @@ extern "C" fn handler(_: libc::c_int) {}
 /// `EBUSY` where the process has another handler for SIGURG.
 pub(crate) fn install() -> Result<(), Errno> {
     static INSTALLED: OnceLock<Result<(), Errno>> = OnceLock::new();
-    *INSTALLED.get_or_init(|| {
-        // Without SA_RESTART, which would begin the call anew.
-        let ours = SigAction::new(
-            SigHandler::Handler(handler),
-            SaFlags::empty(),
-            SigSet::empty(),
-        );
-        // SAFETY: a handler must be safe to run in the middle of anything.  Ours
-        // does nothing at all, and it is never unloaded.
-        let before = unsafe { sigaction(SIGNAL, &ours) }?;
-        if matches!(before.handler(), SigHandler::SigDfl | SigHandler::SigIgn) {
-            return Ok(());
-        }
-        // SAFETY: puts back what was in force a moment ago, as it was.
-        unsafe { sigaction(SIGNAL, &before) }?;
-        Err(Errno::EBUSY)
-    })
+    *INSTALLED.get_or_init(|| install_for(SIGNAL))
+}
+
+fn install_for(signal: Signal) -> Result<(), Errno> {
+    // Without SA_RESTART, which would begin the call anew.
+    let (flags, mask) = (SaFlags::empty(), SigSet::empty());
+    let ours = SigAction::new(SigHandler::Handler(handler), flags, mask);
+    // SAFETY: a handler must be safe to run in the middle of anything.  Ours does
+    // nothing at all, and it is never unloaded.
+    let before = unsafe { sigaction(signal, &ours) }?;
+    if matches!(before.handler(), SigHandler::SigDfl | SigHandler::SigIgn) {
+        return Ok(());
+    }
+    // SAFETY: puts back what was in force a moment ago, as it was.
+    unsafe { sigaction(signal, &before) }?;
+    Err(Errno::EBUSY)
 }
 
 /// A thread of this process.
@@ -80,5 +79,26 @@ impl Thread {
             )
         };
         debug_assert_eq!(sent, 0, "the thread has ended");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    extern "C" fn of_another(_: libc::c_int) {}
+
+    #[test]
+    fn another_handler_stays() {
+        // Which nothing else in these tests uses.
+        let signal = Signal::SIGWINCH;
+        let (flags, mask) = (SaFlags::SA_RESTART, SigSet::empty());
+        let other = SigAction::new(SigHandler::Handler(of_another), flags, mask);
+        // SAFETY: it does nothing.
+        assert!(unsafe { sigaction(signal, &other) }.is_ok());
+        assert_eq!(install_for(signal), Err(Errno::EBUSY));
+        // SAFETY: it does nothing.
+        let found = unsafe { sigaction(signal, &other) };
+        assert!(found.is_ok_and(|found| found.flags().contains(flags)));
     }
 }

@@ -1,21 +1,23 @@
 //! The read deadline alone: a blocked reader, woken and sent back.
 
+use std::sync::Arc;
 use std::thread;
 
 use crossbeam_channel::bounded;
+use nix::sys::signal::{SigSet, Signal};
 use sqlproxy::internal::{ReadDeadline, Received, Socket, Wait};
 
 use super::cycles;
 use super::rig::connected;
 use crate::support::PATIENCE;
+use crate::tls::peer::Pattern;
 
 /// Each cycle: the deadline passes and the reader returns for it, once; it is
 /// cleared and the reader returns for a byte, not for a mark that is stale.
-#[test]
-fn no_passing_of_the_read_deadline_is_lost() {
+fn suspend_a_reader(cycles: u64) {
     let deadline = ReadDeadline::new().unwrap();
     let (near, far) = connected();
-    let near = Socket::new(near, std::sync::Arc::clone(&deadline)).unwrap();
+    let near = Socket::new(near, Arc::clone(&deadline)).unwrap();
     let far = Socket::new(far, ReadDeadline::new().unwrap()).unwrap();
     let (seen, look) = bounded(0);
     let (go_on, told) = bounded(0);
@@ -34,7 +36,7 @@ fn no_passing_of_the_read_deadline_is_lost() {
         let received = look.recv_timeout(PATIENCE);
         received.unwrap_or_else(|error| panic!("cycle {cycle}: the reader sleeps on: {error}"))
     };
-    for cycle in 0..cycles() {
+    for cycle in 0..cycles {
         go_on.send(()).unwrap();
         deadline.expire();
         assert_eq!(next(cycle), Received::DeadlinePast, "cycle {cycle}");
@@ -45,4 +47,66 @@ fn no_passing_of_the_read_deadline_is_lost() {
     }
     drop(go_on);
     reader.join().unwrap();
+}
+
+#[test]
+fn no_passing_of_the_read_deadline_is_lost() {
+    suspend_a_reader(cycles());
+}
+
+/// As threads of a process do that takes its signals in a thread of its own.
+#[test]
+fn a_thread_that_inherits_a_signal_mask_is_woken_as_well() {
+    let parent = thread::spawn(|| {
+        SigSet::from(Signal::SIGURG).thread_block().unwrap();
+        suspend_a_reader(cycles() / 100);
+    });
+    parent.join().unwrap();
+}
+
+/// The deadline passes again and again while its reader is in a send, as a
+/// processor may be when the session is closed.
+#[test]
+fn an_interrupted_write_goes_on_where_it_was() {
+    const PIECE: usize = 1 << 20;
+    let deadline = ReadDeadline::new().unwrap();
+    let (near, far) = connected();
+    let near = Socket::new(near, Arc::clone(&deadline)).unwrap();
+    let far = Socket::new(far, ReadDeadline::new().unwrap()).unwrap();
+    let pattern = Pattern::new(5);
+    let (registered, is_registered) = bounded(0);
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let _reader = near.read_deadline().register_reader();
+            registered.send(()).unwrap();
+            // More than the kernel holds, so it blocks; in one call each.
+            for at in (0..64).map(|piece| piece * PIECE) {
+                let bytes: Vec<_> = (at..at + PIECE).map(|at| pattern.at(at, 1)[0]).collect();
+                near.write_all(&bytes, None)?;
+            }
+            near.shutdown_write();
+            std::io::Result::Ok(())
+        });
+        is_registered.recv().unwrap();
+        let mut buffer = Vec::with_capacity(10_000);
+        let mut received = 0;
+        loop {
+            // The first may end a send that has got on, which tells how far; the
+            // next ones meet one that has not.
+            for _ in 0..20 {
+                deadline.expire();
+                deadline.clear();
+            }
+            match far.read(&mut buffer, Wait::Data).unwrap() {
+                Received::Bytes(count) => {
+                    pattern.check(received, &buffer);
+                    received += count;
+                    buffer.clear();
+                }
+                other => break assert_eq!(other, Received::Eof),
+            }
+        }
+        writer.join().unwrap().unwrap();
+        assert_eq!(received, 64 * PIECE);
+    });
 }

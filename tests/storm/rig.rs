@@ -75,7 +75,7 @@ pub(super) type ReadySession = Ready<Leg, Order>;
 pub(super) type Suspended = Suspension<Leg, Order>;
 
 /// How each direction ended, as the processors tell it.
-type Ends = (
+type Exits = (
     Sender<(Direction, ProcessorExit)>,
     Receiver<(Direction, ProcessorExit)>,
 );
@@ -91,15 +91,18 @@ pub(super) struct Rig {
     /// What a processor found ready to be carried out.
     pub(super) ready: Receiver<ReadySession>,
     pub(super) start: Sender<ReadySession>,
-    ended: Ends,
+    ended: Exits,
     near_client: Arc<Stream>,
-    ends: Mutex<Option<(Box<dyn End>, Vec<Box<dyn End>>)>>,
+    ends: Mutex<Option<Ends>>,
 }
 
 /// What an application or a SQL node speaks over.
 pub(super) trait End: Read + Write + Send {}
 
 impl<T: Read + Write + Send> End for T {}
+
+/// The client's and the servers'.
+type Ends = (Box<dyn End>, Vec<Box<dyn End>>);
 
 impl Rig {
     /// A session on the first of so many servers; its processors have not begun.
@@ -129,15 +132,15 @@ impl Rig {
         proxied: impl Fn(peer::Leg) -> (Arc<Stream>, TcpStream, Box<dyn End>),
     ) -> Self {
         let (near_client, client, client_end) = proxied(peer::Leg::Client);
-        let mut rig_servers = Vec::new();
         let (mut legs, mut server_ends) = (Vec::new(), Vec::new());
-        for _ in 0..servers {
-            let (near, far, end) = proxied(peer::Leg::Server);
-            legs.push(Arc::new(Leg(near)));
-            rig_servers.push(far);
-            server_ends.push(end);
-        }
-        let servers = rig_servers;
+        let servers: Vec<_> = (0..servers)
+            .map(|_| {
+                let (near, far, end) = proxied(peer::Leg::Server);
+                legs.push(Arc::new(Leg(near)));
+                server_ends.push(end);
+                far
+            })
+            .collect();
         for end in servers.iter().chain([&client]) {
             end.set_read_timeout(Some(PATIENCE)).unwrap();
         }
@@ -157,7 +160,7 @@ impl Rig {
     }
 
     /// The client's end and the servers', to speak over them; once.
-    pub(super) fn take_ends(&self) -> (Box<dyn End>, Vec<Box<dyn End>>) {
+    pub(super) fn take_ends(&self) -> Ends {
         self.ends.lock().unwrap().take().expect("taken once")
     }
 
