@@ -68,45 +68,46 @@ fn a_thread_that_inherits_a_signal_mask_is_woken_as_well() {
 /// processor may be when the session is closed.
 #[test]
 fn an_interrupted_write_goes_on_where_it_was() {
-    const PIECE: usize = 1 << 20;
+    const TOTAL: usize = 16 << 20;
     let deadline = ReadDeadline::new().unwrap();
     let (near, far) = connected();
     let near = Socket::new(near, Arc::clone(&deadline)).unwrap();
     let far = Socket::new(far, ReadDeadline::new().unwrap()).unwrap();
     let pattern = Pattern::new(5);
+    // More than the kernel holds: the writer waits for the reader.
+    let mut bytes = Vec::with_capacity(TOTAL);
+    while bytes.len() < TOTAL {
+        bytes.extend(pattern.at(bytes.len(), TOTAL - bytes.len()));
+    }
+    let interrupt = |times| {
+        for _ in 0..times {
+            deadline.expire();
+            deadline.clear();
+            thread::yield_now();
+        }
+    };
     let (registered, is_registered) = bounded(0);
     thread::scope(|scope| {
         let writer = scope.spawn(|| {
             let _reader = near.read_deadline().register_reader();
             registered.send(()).unwrap();
-            // More than the kernel holds, so it blocks; in one call each.
-            for at in (0..64).map(|piece| piece * PIECE) {
-                let bytes: Vec<_> = (at..at + PIECE).map(|at| pattern.at(at, 1)[0]).collect();
-                near.write_all(&bytes, None)?;
-            }
+            let written = near.write_all(&bytes, None);
             near.shutdown_write();
-            std::io::Result::Ok(())
+            written
         });
         is_registered.recv().unwrap();
+        // The first that meets a send ends it with what it has sent, the next ones
+        // meet one that has sent nothing.
+        interrupt(1_000);
         let mut buffer = Vec::with_capacity(10_000);
         let mut received = 0;
-        loop {
-            // The first may end a send that has got on, which tells how far; the
-            // next ones meet one that has not.
-            for _ in 0..20 {
-                deadline.expire();
-                deadline.clear();
-            }
-            match far.read(&mut buffer, Wait::Data).unwrap() {
-                Received::Bytes(count) => {
-                    pattern.check(received, &buffer);
-                    received += count;
-                    buffer.clear();
-                }
-                other => break assert_eq!(other, Received::Eof),
-            }
+        while let Received::Bytes(count) = far.read(&mut buffer, Wait::Data).unwrap() {
+            pattern.check(received, &buffer);
+            received += count;
+            buffer.clear();
+            interrupt(1);
         }
         writer.join().unwrap().unwrap();
-        assert_eq!(received, 64 * PIECE);
+        assert_eq!(received, TOTAL);
     });
 }
