@@ -140,6 +140,11 @@ impl Socket {
                 }
                 // The wake-up, or one that came late: the flag tells.
                 Err(Errno::AGAIN | Errno::INTR) => {}
+                // Whoever ends the session sets the deadline first and shuts the
+                // socket then.  A peer's end is still there after a suspension.
+                Ok(Received::Eof) if self.deadline.is_past() => {
+                    return Ok(Received::DeadlinePast);
+                }
                 other => return Ok(other?),
             }
         }

@@ -111,3 +111,28 @@ fn an_interrupted_write_goes_on_where_it_was() {
         assert_eq!(received, TOTAL);
     });
 }
+
+/// A session that is ended from within knows why it ends: its readers see the
+/// deadline, not the end of the socket that is shut behind it.
+#[test]
+fn a_reader_sees_the_deadline_before_the_end() {
+    for cycle in 0..500 {
+        let deadline = ReadDeadline::new().unwrap();
+        let (near, _far) = connected();
+        let near = Socket::new(near, Arc::clone(&deadline)).unwrap();
+        let (registered, is_registered) = bounded(0);
+        thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let _reader = near.read_deadline().register_reader();
+                registered.send(()).unwrap();
+                let mut buffer = Vec::with_capacity(16);
+                near.read(&mut buffer, Wait::Interruptible { idle: None })
+            });
+            is_registered.recv().unwrap();
+            deadline.expire();
+            near.shutdown_read();
+            let received = reader.join().unwrap().unwrap();
+            assert_eq!(received, Received::DeadlinePast, "cycle {cycle}");
+        });
+    }
+}
