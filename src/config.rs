@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use crate::dialect::CustomNames;
 pub(crate) use crate::dialect::{Dialect, LoginMethod};
 pub(crate) use crate::tls::{ClientTls, ClientTlsMode, ServerTls, SslMode};
 pub(crate) use address::Address;
@@ -63,6 +64,9 @@ pub struct Config {
     /// `[login]`: how the proxy logs in for a session it moves; `None`: sessions
     /// of PostgreSQL stay where they are.
     pub login: Option<LoginMethod>,
+    /// `custom_settings`: names of PostgreSQL's settings that no server lists,
+    /// such as `app.tenant`.
+    pub custom_settings: Vec<String>,
     /// `[client_tls]`; `None`: a client's request for TLS is answered with `N`.
     pub client_tls: Option<ClientTls>,
     /// `[server_tls]`; absent: `sslmode = "prefer"` and no files.
@@ -153,6 +157,7 @@ impl Config {
                 "connect_timeout",
                 "shutdown_grace",
                 "dialect",
+                "custom_settings",
                 "client_tls",
                 "server_tls",
                 "migration",
@@ -184,15 +189,19 @@ impl Config {
                     ],
                 )?
                 .unwrap_or(Dialect::CockroachDb),
+            custom_settings: root
+                .texts(
+                    "custom_settings",
+                    "a setting's name with a dot, such as \"app.tenant\"",
+                    CustomNames::accepts,
+                )?
+                .unwrap_or_default(),
             client_tls: read_client_tls(&root)?,
             server_tls: read_server_tls(&root)?,
             migration: read_migration(&root)?,
             login: read_login(&root)?,
             backends: read_backends(&root)?,
         };
-        if config.login.is_some() && config.dialect != Dialect::PostgreSql {
-            return Err(root.error("login", "expected dialect = \"postgresql\" with it"));
-        }
         config.check_listeners(&root)?;
         Ok(config)
     }

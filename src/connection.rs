@@ -235,7 +235,6 @@ fn open(
     });
     let transfer = TransferContext {
         dialect: config.dialect,
-        login: config.login,
         custom_names: Arc::clone(&state.custom_names),
         connector: Arc::clone(&state.connector),
         startup,

@@ -18,6 +18,7 @@ use crate::config::{Address, Config};
 use crate::connection::{self, ProxyState};
 use crate::connection_limit::Limit;
 use crate::connector::Connector;
+use crate::dialect::CustomNames;
 use crate::metrics::{Event, Metrics};
 use crate::registry::Registry;
 use crate::round::Rounds;
@@ -77,6 +78,8 @@ impl Server {
         let balancer = Balancer::new(&config.backends);
         let limit = config.max_connections;
         let (missed, missed_by_reload) = crossbeam_channel::unbounded();
+        let custom_names = Arc::new(CustomNames::default());
+        custom_names.learn(&config.custom_settings);
         let state = Arc::new(ProxyState {
             connector: Arc::new(Connector::new(
                 &config,
@@ -84,7 +87,7 @@ impl Server {
                 balancer,
                 Arc::clone(&metrics),
             )),
-            custom_names: Arc::default(),
+            custom_names,
             cancel_keys: CancelKeys::default(),
             rounds: Rounds::new(config.migration.workers, Arc::clone(&metrics)),
             metrics,
@@ -208,6 +211,7 @@ impl Server {
         self.state.session_limit.set(config.max_connections);
         self.connections
             .set(config.max_connections + EXTRA_CONNECTIONS);
+        self.state.custom_names.learn(&config.custom_settings);
         *self.state.config.write() = Arc::new(config);
         log::info!(file; "configuration reloaded");
         self.move_leaving(self.state.sessions.snapshot());

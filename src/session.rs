@@ -92,7 +92,7 @@ impl Movable for Session {
         drop(server);
         let session = Weak::clone(&self.this) as Weak<dyn RetryOrder>;
         let ticket = MoveTicket::new(round, &self.name, from, session);
-        if let Err(reason) = self.transfer.session_transfer() {
+        if let Err(reason) = self.transfer.session_transfer(self.config.read().login) {
             ticket.give_up(reason);
             return;
         }
@@ -339,8 +339,9 @@ impl Session {
             .spawn(move || {
                 let ready = taken.lock().take();
                 if let Some(ready) = ready {
-                    let limits = session.config.read().migration.clone();
-                    transfer::run(ready, &session.transfer, &limits, |lost| {
+                    let config = Arc::clone(&session.config.read());
+                    let (limits, login) = (&config.migration, config.login);
+                    transfer::run(ready, &session.transfer, limits, login, |lost| {
                         session.set_cause(DisconnectReason::ServerLost(lost));
                         session.close(Closing::Ended);
                     });

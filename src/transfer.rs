@@ -51,8 +51,6 @@ use state_query::{NoState, OldServer};
 pub(crate) struct TransferContext {
     /// How its servers give state out and take it back.
     pub dialect: Dialect,
-    /// How the proxy logs in on the new server.
-    pub login: Option<LoginMethod>,
     /// Names of settings that no server lists, shared by all sessions.
     pub custom_names: Arc<CustomNames>,
     /// Opens the new connection.
@@ -66,13 +64,15 @@ pub(crate) struct TransferContext {
 }
 
 impl TransferContext {
-    /// How the session moves to another server.
+    /// How the session moves to another server, where the proxy gets in by `login`.
     ///
     /// # Errors
     /// Why it does not, for the log.
-    pub(crate) fn session_transfer(&self) -> Result<Box<dyn SessionTransfer>, &'static str> {
-        self.dialect
-            .session_transfer(self.login, &self.custom_names)
+    pub(crate) fn session_transfer(
+        &self,
+        login: Option<LoginMethod>,
+    ) -> Result<Box<dyn SessionTransfer>, &'static str> {
+        self.dialect.session_transfer(login, &self.custom_names)
     }
 }
 
@@ -108,6 +108,7 @@ pub(crate) fn run(
     ready: Ready<ServerConn, MoveTicket>,
     context: &TransferContext,
     limits: &Migration,
+    login: Option<LoginMethod>,
     lose: impl FnOnce(Lost),
 ) {
     let Ready {
@@ -122,6 +123,7 @@ pub(crate) fn run(
     let mut attempt = Attempt {
         context,
         max_state_bytes: limits.max_state_size,
+        login,
         suspension: &suspension,
         round: ticket.round(),
         deadline,
@@ -202,6 +204,8 @@ fn terminate_server(stream: &Stream) {
 struct Attempt<'a> {
     context: &'a TransferContext,
     max_state_bytes: usize,
+    /// How the proxy gets in on the new server.
+    login: Option<LoginMethod>,
     suspension: &'a Suspension<ServerConn, MoveTicket>,
     round: &'a Round,
     deadline: Instant,
@@ -217,7 +221,7 @@ impl Attempt<'_> {
                 return kept("timeout while stopping the session", Resumed::default());
             }
         }
-        let transfer = match self.context.session_transfer() {
+        let transfer = match self.context.session_transfer(self.login) {
             Ok(transfer) => transfer,
             Err(reason) => return kept(reason, Resumed::default()),
         };

@@ -237,6 +237,29 @@ impl<'a> Section<'a> {
             .map(Some)
     }
 
+    /// A list of texts that `accepts`; each complaint names its own line.
+    pub(super) fn texts(
+        &self,
+        key: &str,
+        expected: &str,
+        accepts: impl Fn(&str) -> bool,
+    ) -> Result<Option<Vec<String>>, ConfigError> {
+        let list = self.value(key, &format!("a list of {expected}"), |value| {
+            value.get_ref().as_array()
+        })?;
+        let Some(list) = list else {
+            return Ok(None);
+        };
+        list.iter()
+            .map(|value| {
+                let text = value.get_ref().as_str().filter(|text| accepts(text));
+                text.map(str::to_owned)
+                    .ok_or_else(|| self.unexpected(key, expected, value))
+            })
+            .collect::<Result<_, _>>()
+            .map(Some)
+    }
+
     /// Printable and without spaces, so that it stands in a log line as it is.
     pub(super) fn name(&self, key: &str, max_length: usize) -> Result<String, ConfigError> {
         let expected = format!("a name of 1 to {max_length} printable ASCII characters");

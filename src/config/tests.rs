@@ -34,6 +34,7 @@ fn one_backend_is_enough_and_the_rest_has_defaults() {
             shutdown_grace: Duration::from_secs(30),
             dialect: Dialect::CockroachDb,
             login: None,
+            custom_settings: Vec::new(),
             client_tls: None,
             server_tls: ServerTls {
                 sslmode: SslMode::Prefer,
@@ -66,6 +67,7 @@ handshake_timeout = "500ms"
 connect_timeout = "2m"
 shutdown_grace = "0s"
 dialect = "postgresql"
+custom_settings = ["app.tenant"]
 [client_tls]
 mode = "require"
 cert_file = "server.crt"
@@ -100,6 +102,7 @@ address = "[fe80::1%eth0]:65535"
         shutdown_grace: Duration::ZERO,
         dialect: Dialect::PostgreSql,
         login: Some(LoginMethod::Trust),
+        custom_settings: vec!["app.tenant".to_owned()],
         client_tls: Some(ClientTls {
             mode: ClientTlsMode::Require,
             cert_file: "conf/server.crt".into(),
@@ -285,6 +288,18 @@ fn a_bad_key_is_named_with_its_line() {
             &format!("1: shutdown_grace: {period} \"soon\""),
         ),
         (
+            "dialect = \"postgresql\"\ncustom_settings = [\"app.tenant\", \"tenant\"]",
+            "2: custom_settings: expected a setting's name with a dot, such as \"app.tenant\", found \"tenant\"",
+        ),
+        (
+            "[login]\nmethod = \"hope\"",
+            "2: login.method: expected one of \"trust\", found \"hope\"",
+        ),
+        (
+            "[login]\n",
+            "1: login.method: expected how the proxy logs in: \"trust\", found nothing",
+        ),
+        (
             "dialect = \"mysql\"",
             "1: dialect: expected one of \"cockroachdb\", \"postgresql\", found \"mysql\"",
         ),
@@ -294,7 +309,7 @@ fn a_bad_key_is_named_with_its_line() {
         ),
         (
             "\nport = 1",
-            "2: unknown key \"port\"; expected one of \"listen\", \"admin_listen\", \"max_connections\", \"handshake_timeout\", \"connect_timeout\", \"shutdown_grace\", \"dialect\", \"client_tls\", \"server_tls\", \"migration\", \"login\", \"backend\"",
+            "2: unknown key \"port\"; expected one of \"listen\", \"admin_listen\", \"max_connections\", \"handshake_timeout\", \"connect_timeout\", \"shutdown_grace\", \"dialect\", \"custom_settings\", \"client_tls\", \"server_tls\", \"migration\", \"login\", \"backend\"",
         ),
         (
             "migration = 3",
@@ -481,4 +496,5 @@ fn the_shipped_file_is_good_with_and_without_its_comments() {
     let full = Config::parse(path, &uncommented.join("\n")).unwrap();
     assert!(full.client_tls.is_some());
     assert_eq!(full.server_tls.sslmode, SslMode::VerifyFull);
+    assert_eq!(full.login, Some(LoginMethod::Trust));
 }

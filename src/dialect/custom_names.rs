@@ -21,13 +21,20 @@ pub struct CustomNames {
 
 impl CustomNames {
     /// Takes over further names; those that no such setting has are left out.
-    pub fn learn(&self, names: impl IntoIterator<Item = Vec<u8>>) {
+    pub fn learn(&self, names: impl IntoIterator<Item = impl AsRef<[u8]>>) {
         let mut known = self.known.lock();
         for name in names {
-            if known.len() < MOST_NAMES && is_custom_name(&name) {
-                known.insert(name);
+            let name = name.as_ref();
+            if known.len() < MOST_NAMES && is_custom_name(name) {
+                known.insert(name.to_vec());
             }
         }
+    }
+
+    /// Whether a setting may have this name.
+    #[must_use]
+    pub fn accepts(name: &str) -> bool {
+        is_custom_name(name.as_bytes())
     }
 
     /// All of them.

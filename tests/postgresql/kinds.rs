@@ -10,8 +10,11 @@ const MOVES: usize = 20;
 
 type Make = fn(&mut Session);
 
+/// Its name, what makes it, and what it is asked.
+pub(super) type Kind = (&'static str, Make, &'static [&'static str]);
+
 /// What a client may leave in its session, and what it then asks for.
-const KINDS: [(&str, Make, &[&str]); 16] = [
+const KINDS: [Kind; 16] = [
     ("nothing", |_| {}, &[]),
     (
         "settings",
@@ -172,7 +175,7 @@ const KINDS: [(&str, Make, &[&str]); 16] = [
 ];
 
 /// What every client may ask; the first of them under the session's own times.
-const PROBES: [&str; 8] = [
+pub(super) const PROBES: [&str; 8] = [
     "SHOW statement_timeout",
     "SHOW lock_timeout",
     "SET statement_timeout = 0",
@@ -190,7 +193,7 @@ const PROBES: [&str; 8] = [
 ];
 
 /// Makes two sessions alike, moves one, and asks both.
-fn move_beside_a_twin(what: &str, kinds: &[(&str, Make, &[&str])]) {
+fn move_beside_a_twin(what: &str, kinds: &[Kind]) {
     let [here, there] = cluster().addresses();
     let mut twin = Session::login(here, "postgres");
     let mut moved = Session::login(here, "postgres");
@@ -216,7 +219,7 @@ fn move_beside_a_twin(what: &str, kinds: &[(&str, Make, &[&str])]) {
 
 /// An answer without what a server may tell at any time; asked for again where
 /// the session's own statement_timeout of a millisecond cut it short.
-fn data(session: &mut Session, sql: &str) -> Vec<Message> {
+pub(super) fn data(session: &mut Session, sql: &str) -> Vec<Message> {
     loop {
         let mut answer = session.wire.query(sql);
         answer.retain(|message| message.tag != b'S');
@@ -236,20 +239,23 @@ fn each_kind_of_state_arrives_as_it_was() {
 
 #[test]
 fn all_kinds_together_arrive_as_they_were() {
-    // Those that would undo each other are left out.
-    let together: Vec<_> = KINDS
+    move_beside_a_twin("all", &together());
+}
+
+/// All but those that would undo each other.
+pub(super) fn together() -> Vec<Kind> {
+    let alone = [
+        "settings that say what they say by default",
+        "an empty search_path",
+    ];
+    KINDS
         .into_iter()
         .filter(|(name, ..)| {
-            ![
-                "settings that say what they say by default",
-                "an empty search_path",
-            ]
-            .contains(name)
+            !alone.contains(name)
                 && !name.starts_with("a role")
                 && !name.starts_with("how transactions")
         })
-        .collect();
-    move_beside_a_twin("all", &together);
+        .collect()
 }
 
 #[test]

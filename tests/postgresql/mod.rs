@@ -4,6 +4,7 @@ mod asking;
 mod kinds;
 mod mover;
 mod refusals;
+mod rounds;
 
 use std::sync::OnceLock;
 

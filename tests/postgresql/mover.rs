@@ -34,7 +34,7 @@ impl Session {
     pub(super) fn start(address: SocketAddr, startup: Vec<(&'static str, &'static str)>) -> Self {
         let (wire, login) = wire(address, &startup);
         let custom = Arc::new(CustomNames::default());
-        custom.learn(["app.tenant", "plpgsql.check_asserts"].map(|name| name.into()));
+        custom.learn(["app.tenant", "plpgsql.check_asserts"]);
         Self {
             wire,
             login,

@@ -208,7 +208,7 @@ fn account_id(which: &str) -> u32 {
 }
 
 /// Finds one of PostgreSQL's programs; Debian keeps them out of the path.
-fn binary(name: &str) -> PathBuf {
+pub(crate) fn binary(name: &str) -> PathBuf {
     let configured = Command::new("pg_config").arg("--bindir").output();
     let configured = configured.ok().filter(|output| output.status.success());
     let configured = configured.map(|output| String::from_utf8(output.stdout).unwrap());

@@ -1,0 +1,221 @@
+//! Sessions of a real PostgreSQL behind the proxy, moved between two addresses of
+//! one server.
+
+use std::collections::BTreeMap;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use super::cluster;
+use super::kinds::{PROBES, data, together};
+use super::mover::Session;
+use crate::support::postgres::{Cluster, USER, binary};
+use crate::support::proxy::{Outcome, Proxy, Setup};
+
+fn setup(cluster: &Cluster) -> Setup {
+    Setup::new(&cluster.addresses())
+        .top("dialect = \"postgresql\"\ncustom_settings = [\"app.tenant\", \"plpgsql.check_asserts\"]")
+        .section("[login]\nmethod = \"trust\"")
+}
+
+/// A session through the proxy that the next round will find.
+fn login(proxy: &Proxy) -> Session {
+    let session = Session::login(proxy.address(), USER);
+    proxy.wait_opened(&session.wire);
+    session
+}
+
+/// How often pgbench's sessions are moved at least, each.
+const PGBENCH_MOVES: usize = 50;
+/// Of each of its three protocols.
+const PGBENCH_CLIENTS: usize = 2;
+
+#[test]
+fn pgbench_loses_nothing_while_its_sessions_are_moved() {
+    let cluster = Cluster::start(&[], |_| {});
+    let pgbench = |arguments: &[&str], port: u16| {
+        let mut command = Command::new(binary("pgbench"));
+        command.args(["-h", "127.0.0.1", "-U", USER, "-p", &port.to_string()]);
+        command.args(arguments).arg("postgres");
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    };
+    let made = pgbench(&["-i", "-q", "-s", "2"], cluster.address().port())
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let proxy = setup(&cluster).patient().start();
+    let clients = PGBENCH_CLIENTS.to_string();
+    // Few transactions a second, so that they last for all the moves.
+    let arguments = ["-n", "-c", &clients, "-T", "20", "-R", "40", "-M"];
+    let running: Vec<_> = ["simple", "extended", "prepared"]
+        .iter()
+        .map(|protocol| {
+            let arguments = [arguments.as_slice(), &[protocol]].concat();
+            let child = pgbench(&arguments, proxy.address().port()).spawn();
+            thread::spawn(move || child.unwrap().wait_with_output().unwrap())
+        })
+        .collect();
+    let mut moves = BTreeMap::<u64, usize>::new();
+    while !running.iter().all(thread::JoinHandle::is_finished) {
+        for transfer in proxy.migrate().transfers {
+            if transfer.outcome == Outcome::Success {
+                *moves.entry(transfer.conn).or_default() += 1;
+            } else {
+                assert_eq!(transfer.outcome, Outcome::Recoverable, "{transfer:?}");
+                assert_eq!(transfer.reason(), "session ended", "{transfer:?}");
+            }
+        }
+    }
+    for output in running {
+        let output = output.join().unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        let complaints = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{said}{complaints}");
+        assert!(
+            said.contains("number of failed transactions: 0 (0.000%)"),
+            "{said}"
+        );
+    }
+    // Of the clients' own, not of a login that is over at once.
+    let mut moves: Vec<_> = moves.into_values().collect();
+    moves.sort_unstable_by(|a, b| b.cmp(a));
+    assert!(moves.len() >= 3 * PGBENCH_CLIENTS, "{moves:?}");
+    let least = moves[3 * PGBENCH_CLIENTS - 1];
+    assert!(least >= PGBENCH_MOVES, "{moves:?}");
+    let sums: Vec<Option<i64>> = [
+        "SELECT sum(delta) FROM pgbench_history",
+        "SELECT sum(abalance) FROM pgbench_accounts",
+        "SELECT sum(tbalance) FROM pgbench_tellers",
+        "SELECT sum(bbalance) FROM pgbench_branches",
+    ]
+    .iter()
+    .map(|sql| cluster.client().query_one(*sql, &[]).unwrap().get(0))
+    .collect();
+    assert!(sums.iter().all(|sum| *sum == sums[0]), "{sums:?}");
+}
+
+#[test]
+fn a_session_with_every_kind_of_state_is_moved_beside_its_twin() {
+    const ROUNDS: usize = 20;
+    let proxy = setup(cluster()).start();
+    let mut moved = login(&proxy);
+    let mut twin = Session::login(cluster().address(), USER);
+    for (_, make, _) in together() {
+        make(&mut moved);
+        make(&mut twin);
+    }
+    for _ in 0..ROUNDS {
+        proxy.migrate().assert_all_moved(1);
+    }
+    let own = together().into_iter().flat_map(|(_, _, probes)| probes);
+    for probe in PROBES.iter().chain(own) {
+        assert_eq!(data(&mut moved, probe), data(&mut twin, probe), "{probe}");
+    }
+}
+
+#[test]
+fn a_session_that_is_tied_to_its_server_stays_and_goes_on() {
+    let proxy = setup(cluster()).start();
+    let mut session = login(&proxy);
+    let ties = [
+        (
+            "CREATE TEMP TABLE scratch (a int)",
+            "temporary table \"scratch\"",
+            "DROP TABLE scratch",
+        ),
+        (
+            "DECLARE c CURSOR WITH HOLD FOR SELECT 1",
+            "holdable cursor \"c\"",
+            "CLOSE c",
+        ),
+        (
+            "SELECT pg_advisory_lock(5)",
+            "advisory lock 5",
+            "SELECT pg_advisory_unlock(5)",
+        ),
+    ];
+    for (tie, reason, untie) in ties {
+        session.run(&[tie]);
+        let round = proxy.migrate();
+        assert_eq!(round.only().outcome, Outcome::Recoverable);
+        assert_eq!(round.only().reason(), reason);
+        session.run(&[untie]);
+        proxy.migrate().assert_all_moved(1);
+        assert_eq!(session.wire.value("SELECT 'alive'"), "alive");
+    }
+}
+
+#[test]
+fn the_reason_names_what_could_not_be_restored() {
+    let proxy = setup(cluster()).start();
+    let mut session = login(&proxy);
+    session.run(&["PREPARE a AS SELECT 1; PREPARE b AS SELECT 2"]);
+    let round = proxy.migrate();
+    assert_eq!(round.only().outcome, Outcome::Recoverable);
+    let reason = round.only().reason().to_owned();
+    assert!(
+        reason.contains("restore: prepared statement \"a\": cannot insert multiple commands"),
+        "{reason}"
+    );
+    assert_eq!(session.wire.value("EXECUTE b"), "2");
+}
+
+#[test]
+fn a_state_above_the_limit_stays() {
+    let proxy = setup(cluster())
+        .section("[migration]\nmax_state_size = \"512KiB\"")
+        .start();
+    let mut session = login(&proxy);
+    let text = format!("SELECT '{}'", "x".repeat(600 << 10));
+    session.parse("long", text.as_bytes(), &[]);
+    let round = proxy.migrate();
+    assert_eq!(round.only().outcome, Outcome::Recoverable);
+    let reason = round.only().reason();
+    assert!(reason.contains("exceeds max_state_size 524288"), "{reason}");
+    session.run(&["DEALLOCATE long"]);
+    proxy.migrate().assert_all_moved(1);
+}
+
+#[test]
+fn no_notification_is_lost_between_two_addresses_of_one_server() {
+    const NOTIFICATIONS: usize = 300;
+    let proxy = setup(cluster()).start();
+    let mut listener = login(&proxy);
+    listener.run(&["LISTEN numbered"]);
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut notifier = Session::login(cluster().address(), USER);
+            for number in 0..NOTIFICATIONS {
+                notifier.run(&[&format!("NOTIFY numbered, '{number}'")]);
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        while !done.load(Ordering::Relaxed) {
+            proxy.migrate().assert_all_moved(1);
+        }
+    });
+    let mut seen = vec![false; NOTIFICATIONS];
+    while seen.iter().any(|seen| !seen) {
+        let message = listener.wire.expect(b'A');
+        // Process id, channel, payload.
+        let payload = message.body[4..].split(|&byte| byte == 0).nth(1).unwrap();
+        let number: usize = std::str::from_utf8(payload).unwrap().parse().unwrap();
+        seen[number] = true;
+    }
+}
+
+#[test]
+fn without_a_login_sessions_are_carried_only() {
+    let proxy = Setup::new(&cluster().addresses())
+        .top("dialect = \"postgresql\"")
+        .start();
+    let mut session = login(&proxy);
+    let round = proxy.migrate();
+    assert_eq!(
+        round.only().reason(),
+        "dialect postgresql has no session transfer"
+    );
+    assert_eq!(session.wire.value("SELECT 'alive'"), "alive");
+}
