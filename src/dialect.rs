@@ -53,18 +53,22 @@ impl Dialect {
         }
     }
 
-    /// How its sessions move to another server.  `login`: how the proxy gets in
+    /// How a session that began with `startup` moves to another server.  `login`: how the proxy gets in
     /// there.  `custom_names`: what it knows of settings that no server lists.
     ///
     /// # Errors
     /// Why they do not, for the log.
     pub fn session_transfer(
         self,
+        startup: &StartupPacket,
         login: Option<LoginMethod>,
         custom_names: &Arc<CustomNames>,
     ) -> Result<Box<dyn SessionTransfer>, &'static str> {
         match (self, login) {
             (Self::CockroachDb, _) => Ok(Box::new(cockroachdb::Transfer)),
+            (Self::PostgreSql, Some(_)) if postgresql::is_replication(startup) => {
+                Err("replication connection")
+            }
             (Self::PostgreSql, Some(LoginMethod::Trust)) => {
                 Ok(Box::new(postgresql::Transfer::new(custom_names)))
             }

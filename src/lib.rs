@@ -139,7 +139,7 @@ pub mod internal {
     pub use crate::parameters::Parameters;
     pub use crate::processor::{Context, ProcessorExit, ServerStream, run_requests, run_responses};
     pub use crate::socket::{ReadDeadline, Reader, Received, Socket, Wait};
-    pub use crate::startup::{Startup, cancel_request};
+    pub use crate::startup::{Startup, StartupPacket, cancel_request};
     pub use crate::stream::Stream;
     pub use crate::tls::{
         ClientTlsContext, Negotiated, ServerTlsContext, SslMode, TlsContexts, same_certificate,

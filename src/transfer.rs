@@ -72,7 +72,8 @@ impl TransferContext {
         &self,
         login: Option<LoginMethod>,
     ) -> Result<Box<dyn SessionTransfer>, &'static str> {
-        self.dialect.session_transfer(login, &self.custom_names)
+        self.dialect
+            .session_transfer(&self.startup, login, &self.custom_names)
     }
 }
 

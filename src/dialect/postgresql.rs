@@ -14,7 +14,7 @@ mod target;
 
 use std::fmt;
 
-pub(super) use conversation::Transfer;
+pub(super) use conversation::{Transfer, is_replication};
 use state::quoted;
 
 /// What a statement of the proxy's own is for.

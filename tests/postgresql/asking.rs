@@ -4,6 +4,7 @@
 use super::cluster;
 use super::mover::Session;
 use crate::support::message::Message;
+use crate::support::postgres::Cluster;
 
 /// Settings under which a statement means or prints something else, or fails.
 const ODD: [&str; 47] = [
@@ -134,6 +135,29 @@ fn what_a_session_may_not_read_is_not_asked() {
     for function in functions {
         admin.run(&[&format!("GRANT EXECUTE ON FUNCTION {function} TO PUBLIC")]);
     }
+}
+
+#[test]
+fn a_question_that_fails_leaves_nothing_behind() {
+    let cluster = Cluster::start(&[], |_| {});
+    let mut admin = Session::login(cluster.address(), "postgres");
+    admin.run(&[
+        "CREATE ROLE weak LOGIN",
+        "REVOKE ALL ON pg_settings FROM PUBLIC",
+    ]);
+    let mut session = Session::login(cluster.address(), "weak");
+    session.run(&["PREPARE own AS SELECT 1"]);
+    // In the middle of the batch, when the question is prepared already.
+    assert_eq!(
+        session.capture().map(drop),
+        Err("asking for settings: permission denied for view pg_settings (42501)".to_owned())
+    );
+    let prepared = session
+        .wire
+        .value("SELECT name FROM pg_prepared_statements");
+    assert_eq!(prepared, "own");
+    admin.run(&["GRANT SELECT ON pg_settings TO PUBLIC"]);
+    assert!(session.capture().is_ok());
 }
 
 #[test]

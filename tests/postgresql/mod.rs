@@ -5,6 +5,7 @@ mod kinds;
 mod mover;
 mod refusals;
 mod rounds;
+mod targets;
 
 use std::sync::OnceLock;
 

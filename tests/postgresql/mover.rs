@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use sqlproxy::internal::{
     Answer, BadAnswer, Conversation, CustomNames, Dialect, Frame, LoginMethod, Parameters,
-    SessionState, SessionTransfer, Turn,
+    SessionState, SessionTransfer, StartupPacket, Turn,
 };
 
 use crate::support::message::frame;
@@ -83,8 +83,15 @@ impl Session {
     }
 
     fn transfer(&self) -> Box<dyn SessionTransfer> {
+        let parameters = self.startup.iter();
+        let startup = StartupPacket {
+            minor: 0,
+            parameters: parameters
+                .map(|(name, value)| (name.as_bytes().to_vec(), value.as_bytes().to_vec()))
+                .collect(),
+        };
         Dialect::PostgreSql
-            .session_transfer(Some(LoginMethod::Trust), &self.custom)
+            .session_transfer(&startup, Some(LoginMethod::Trust), &self.custom)
             .unwrap()
     }
 }

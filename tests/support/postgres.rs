@@ -41,13 +41,8 @@ impl Cluster {
     /// `prepare` may write further files (certificates, pg_hba.conf) into the
     /// data directory, which is also where relative names in `settings` lead.
     pub(crate) fn start(settings: &[&str], prepare: impl FnOnce(&Path)) -> Self {
-        let directory = tempfile::Builder::new()
-            .prefix("sqlproxy-postgres-")
-            .tempdir()
-            .unwrap()
-            .keep();
+        let directory = new_directory();
         let data = directory.join("data");
-        give_to_account(&directory);
         let initdb = as_account(&binary("initdb"))
             .args(["--no-sync", "--auth=trust", "--encoding=UTF8", "--locale=C"])
             .args(["--username", USER, "--pgdata"])
@@ -73,6 +68,24 @@ impl Cluster {
         (0..PORT_ATTEMPTS)
             .find_map(|_| Self::launch(&directory, &data))
             .expect("PostgreSQL starts")
+    }
+
+    /// Starts a standby of this server.
+    pub(crate) fn standby(&self) -> Self {
+        let directory = new_directory();
+        let data = directory.join("data");
+        let copied = as_account(&binary("pg_basebackup"))
+            .args(["--no-sync", "--checkpoint=fast", "--write-recovery-conf"])
+            .args(["--host", "127.0.0.1", "--username", USER])
+            .args(["--port", &self.address.port().to_string(), "--pgdata"])
+            .arg(&data)
+            .current_dir(&directory)
+            .output()
+            .unwrap();
+        assert!(copied.status.success(), "{copied:?}");
+        (0..PORT_ATTEMPTS)
+            .find_map(|_| Self::launch(&directory, &data))
+            .expect("the standby starts")
     }
 
     fn launch(directory: &Path, data: &Path) -> Option<Self> {
@@ -118,7 +131,7 @@ impl Cluster {
         let mut log = BufReader::new(keeper.stderr.take().unwrap());
         let mut line = String::new();
         while log.read_line(&mut line).unwrap() > 0 {
-            if line.contains("ready to accept connections") {
+            if line.contains("database system is ready to accept") {
                 // A full pipe would stop the server.
                 thread::spawn(move || log.read_to_end(&mut Vec::new()));
                 break;
@@ -171,6 +184,16 @@ impl Drop for Cluster {
         drop(self.keeper.stdin.take());
         let _ = self.keeper.wait();
     }
+}
+
+fn new_directory() -> PathBuf {
+    let directory = tempfile::Builder::new()
+        .prefix("sqlproxy-postgres-")
+        .tempdir()
+        .unwrap()
+        .keep();
+    give_to_account(&directory);
+    directory
 }
 
 /// A command that runs as a user PostgreSQL agrees to.

@@ -26,6 +26,9 @@ const ATTEMPTS: usize = 10;
 
 /// Between two looks at a server that has not replayed everything yet.
 const BEHIND_INTERVAL: Duration = Duration::from_millis(5);
+/// What is left of the transfer's time when it gives up on such a server: enough
+/// to say so in time.
+const BEHIND_RESERVE: Duration = Duration::from_millis(100);
 
 const UNASKED: BadAnswer = BadAnswer::Malformed("an answer to nothing");
 
@@ -53,6 +56,19 @@ impl SessionTransfer for Transfer {
             attempts: 0,
         })
     }
+}
+
+/// Whether a session is a WAL sender's (postmaster.c, `ProcessStartupPacket`): its
+/// statements are other ones.
+pub(in super::super) fn is_replication(startup: &StartupPacket) -> bool {
+    let value = startup.get(b"replication").unwrap_or(b"off");
+    // What PostgreSQL takes for false (bool.c, `parse_bool`).
+    let is_false = [
+        "0", "f", "fa", "fal", "fals", "false", "n", "no", "of", "off",
+    ]
+    .iter()
+    .any(|word| value.eq_ignore_ascii_case(word.as_bytes()));
+    !is_false
 }
 
 /// What has to be known of a server before it is asked.
@@ -279,8 +295,7 @@ impl Rebuilding<'_> {
                 self.attempts = 0;
                 self.ask_from(Piece::Restore, left)
             }
-            // The deadline of the transfer ends this.
-            Err(WrongTarget::Behind { .. }) if left > BEHIND_INTERVAL => {
+            Err(WrongTarget::Behind { .. }) if left > BEHIND_RESERVE => {
                 self.attempts = 0;
                 Ok(self.ask_login(left, BEHIND_INTERVAL))
             }

@@ -151,8 +151,12 @@ pub(super) fn obstacles() -> String {
          LIMIT 1)",
         columns(&["'slot'", "r.slot_name::pg_catalog.text", "NULL"])
     );
+    // A standby refuses the question.
     let origin = value_where(
-        &may_call("pg_replication_origin_session_is_setup()"),
+        &format!(
+            "NOT pg_catalog.pg_is_in_recovery() AND {}",
+            may_call("pg_replication_origin_session_is_setup()")
+        ),
         "'SELECT pg_catalog.pg_replication_origin_session_is_setup() AS v'",
     );
     let origin = format!("(SELECT {})", columns(&["'origin'", &origin, "NULL"]));
