@@ -129,6 +129,11 @@ impl Exchange {
                 self.skipping = false;
                 self.queue.push(BatchEnd::Sync);
             }
+            // CockroachDB does not know it: an error that makes it skip, and no
+            // ReadyForQuery of its own (conn.go, `SendError`).
+            FrontendTag::FUNCTION_CALL if self.rule == SkipRule::Unknown && !self.skipping => {
+                self.queue.open = self.queue.open.saturating_add(1);
+            }
             FrontendTag::QUERY | FrontendTag::FUNCTION_CALL => {
                 if !self.skipping {
                     self.queue.push(BatchEnd::Query);
@@ -189,6 +194,7 @@ impl Exchange {
             | BackendTag::ROW_DESCRIPTION
             | BackendTag::NO_DATA
             | BackendTag::EMPTY_QUERY_RESPONSE
+            | BackendTag::FUNCTION_CALL_RESPONSE
             | BackendTag::PORTAL_SUSPENDED => {
                 self.queue.drop_unanswerable_syncs();
                 self.complete();
@@ -203,7 +209,7 @@ impl Exchange {
                 self.queue.drop_unanswerable_syncs();
                 self.copying = true;
             }
-            BackendTag::PARAMETER_DESCRIPTION | BackendTag::FUNCTION_CALL_RESPONSE => {
+            BackendTag::PARAMETER_DESCRIPTION => {
                 self.queue.drop_unanswerable_syncs();
             }
             _ => {}
@@ -222,6 +228,14 @@ impl Exchange {
     #[must_use]
     pub fn is_answered(&self) -> bool {
         self.queue.is_empty() && self.queue.open == 0 && !self.skipping
+    }
+
+    /// True where the messages left open whether the server still owes a
+    /// ReadyForQuery.  The tracker then assumes that it does, which is a guess:
+    /// good for not moving a session, never for making its client wait.
+    #[must_use]
+    pub fn is_in_doubt(&self) -> bool {
+        self.doubtful
     }
 
     /// True if a request of this type would begin a new batch, so that it may
@@ -283,21 +297,20 @@ impl Exchange {
         }
     }
 
-    /// ReadyForQuery answers the oldest batch, whatever was counted before: a
-    /// miscount never outlives its batch.
+    /// ReadyForQuery answers the oldest batch that what has been answered suffices
+    /// for.  A batch before it with messages that are neither answered nor skipped
+    /// behind an error was dropped by the server, so a miscount does not outlive its
+    /// batch.  Where it suffices for none, the oldest one is answered.
     fn ready(&mut self) {
         self.copying = false;
         self.copy_in = CopyIn::None;
         let ignored_syncs = std::mem::take(&mut self.ignored_syncs);
-        while let Some(front) = self.queue.front() {
-            self.done = 0;
-            if front.end == BatchEnd::Copy {
-                self.queue.remove(0, front.times);
-            } else {
-                self.queue.remove(0, 1);
-                break;
-            }
+        if self.queue.is_empty() {
+            // Of a FunctionCall that is known after all, see `note_request`.
+            self.queue.open = self.queue.open.saturating_sub(self.done);
         }
+        self.queue.drop_to_answered(self.done);
+        self.done = 0;
         self.expect_ignored_syncs(0, ignored_syncs);
         self.pass_copy_ends();
         if self.queue.is_empty() {

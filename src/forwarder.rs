@@ -52,6 +52,10 @@ pub trait Ticket: Send {
     /// Asks for that leave.  Called under the forwarder's lock, so it may take
     /// none but leaf locks.
     fn try_start(&self) -> Option<Self::Permit>;
+
+    /// Whether [`Self::try_start`] would give leave now.  Called under the
+    /// forwarder's lock.
+    fn may_start(&self) -> bool;
 }
 
 /// What shall happen at the next safe transfer point.
@@ -142,6 +146,8 @@ struct State<S, T> {
     /// The request processor waits for the server's answers before it lets its
     /// next batch go.
     holding_batch: bool,
+    /// A hold has lasted as long as it may; none begins until all is answered.
+    hold_ran_out: bool,
     /// See [`Resumed::late_responses`].
     late_response: bool,
     /// A Terminate was let go: the server ends the connection, and what the
@@ -193,6 +199,7 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
                 responses_written: 0,
                 order: None,
                 holding_batch: false,
+                hold_ran_out: false,
                 late_response: false,
                 terminate_sent: false,
                 server,

@@ -156,6 +156,10 @@ impl Ticket for MoveTicket {
             .workers()
             .take_or_queue(&self.queued, &self.session)
     }
+
+    fn may_start(&self) -> bool {
+        self.round.workers().has_room()
+    }
 }
 
 impl Drop for MoveTicket {

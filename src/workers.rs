@@ -79,6 +79,12 @@ impl Workers {
         None
     }
 
+    /// Whether a permit could be had now.
+    pub(crate) fn has_room(&self) -> bool {
+        let queue = self.queue.lock();
+        queue.busy < queue.limit
+    }
+
     /// Offers free places to the queue.  A session that is busy again by now
     /// comes back by itself at its next safe point, and joins the queue again
     /// where no place is free then or another session took this one.

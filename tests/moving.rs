@@ -3,6 +3,7 @@
 mod answers;
 mod busy;
 mod late;
+mod liveness;
 mod many;
 mod matrix;
 mod migration;

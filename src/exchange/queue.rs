@@ -134,6 +134,23 @@ impl Queue {
         }
     }
 
+    /// A ReadyForQuery has come behind `done` completions: removes the batch it
+    /// answers and all that stand before it.
+    pub(super) fn drop_to_answered(&mut self, done: u32) {
+        let owes = |batch: &Batch| batch.end != BatchEnd::Copy;
+        let answered = |batch: &Batch| owes(batch) && batch.extended <= done;
+        let found =
+            (self.batches.iter().position(answered)).or_else(|| self.batches.iter().position(owes));
+        match found {
+            Some(index) => {
+                self.batches.drain(..index);
+                self.remove(0, 1);
+            }
+            // CopyDone and CopyFail that no COPY has claimed owe nothing.
+            None => self.batches.clear(),
+        }
+    }
+
     /// An answer has come that no Sync can have: the Syncs before the batch it
     /// belongs to will not be answered, or were answered as another.
     pub(super) fn drop_unanswerable_syncs(&mut self) {

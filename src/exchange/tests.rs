@@ -241,6 +241,20 @@ fn unknown_skip_rule() {
             ("Query was dropped", ">Pb >Qq >Sq <Eq <ZIq >Qq <Cq <ZI."),
             ("Query after the error", ">Pb <Eb >Qq <ZI."),
             ("Sync ends the skip", ">Pb >Sq <Eq <ZI."),
+            (
+                "a Query and a batch dropped, the next Query shows it",
+                ">Pb >Qq >Pq >Bq >Eq >Sq <Eq <ZIq >Qq <Tq <Cq <ZI.",
+            ),
+            (
+                "a Query and a batch dropped, a shorter batch shows it",
+                ">Pb >Qq >Pq >Bq >Eq >Sq <Eq <ZIq >Bq >Eq >Sq <2q <Cq <ZI.",
+            ),
+            ("FunctionCall is unknown", ">Fb <Eb >Sq <ZI."),
+            (
+                "FunctionCall is unknown, a Query is dropped",
+                ">Fb >Qq <Eq <ZI.",
+            ),
+            ("FunctionCall is known after all", ">Fb <Vb <ZI."),
         ],
     );
 }

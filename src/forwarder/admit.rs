@@ -6,14 +6,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Closed, Direction, Forwarder, Gate, Phase, Ready, Resumed, State, Ticket};
+use super::{Closed, Direction, Forwarder, Gate, Order, Phase, Ready, Resumed, State, Ticket};
 use crate::message::{BackendTag, FrontendTag, TransactionStatus};
 use crate::sync::MutexGuard;
 
-/// A batch that is held back goes on where the answers before it have made no
-/// progress towards the client for this long: a client that reads only when it
-/// has sent all would wait for us as we for it.
-const HOLD_PATIENCE: Duration = Duration::from_secs(1);
+/// A batch that is held back goes on where no answer has come for this long
+/// (design.md, 7.9): the server may be busy for hours, it may owe less than the
+/// tracker believes, or the client may read only when it has sent all.
+const HOLD_PATIENCE: Duration = Duration::from_secs(2);
 
 /// One frame of the client, and where it begins in the processor's buffer.
 #[derive(Debug, Clone, Copy)]
@@ -45,9 +45,12 @@ pub enum ResponseAdmission {
 
 impl<S, T: Ticket> State<S, T> {
     /// Whether the request processor has to keep back a frame that would begin
-    /// a batch: an order waits, and the server has answers to give first.
-    /// Where all is answered and yet the session is not safe, a transaction is
-    /// open, and only the client can end it.
+    /// a batch: an order waits that could start, and the server has answers to
+    /// give first, after which the session is at its safe point.
+    ///
+    /// Nothing is held inside a transaction, which only the client can end; nor
+    /// on a guess of what the server owes; nor again after a hold that ran out,
+    /// until everything has been answered once.
     ///
     /// A batch that was `held` already stays so while the last answer is being
     /// written: its session is safe when that is done, and the order comes first.
@@ -56,7 +59,17 @@ impl<S, T: Ticket> State<S, T> {
             let last_answer = self.response == Phase::Writing && self.exchange.is_safe();
             !self.exchange.is_answered() || held && last_answer
         };
-        self.order.is_some() && self.exchange.begins_batch(tag) && awaits_answers()
+        let may_start = match &self.order {
+            None => false,
+            Some(Order::End) => true,
+            Some(Order::Move { ticket, .. }) => ticket.may_start(),
+        };
+        !self.hold_ran_out
+            && may_start
+            && self.exchange.status() == TransactionStatus::Idle
+            && !self.exchange.is_in_doubt()
+            && self.exchange.begins_batch(tag)
+            && awaits_answers()
     }
 }
 
@@ -78,6 +91,8 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
         let mut state = self.state.lock();
         // Since the session was last let go: an order holds a batch up once.
         let mut held = false;
+        // Of the last answer, as far as this hold has seen.
+        let mut progress = (state.responses_written, Instant::now());
         loop {
             held &= state.gate != Gate::Suspended;
             state = self.park_while_suspended(state, Direction::Request)?;
@@ -85,18 +100,16 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
             if admitted > 0 {
                 return Ok(Self::begin_write(&mut state, server, admitted));
             }
+            if !held || state.responses_written != progress.0 {
+                progress = (state.responses_written, Instant::now());
+            }
             held = true;
             state.holding_batch = true;
-            let written = state.responses_written;
             let waited = self
                 .changed
-                .wait_until(&mut state, Instant::now() + HOLD_PATIENCE);
+                .wait_until(&mut state, progress.1 + HOLD_PATIENCE);
             state.holding_batch = false;
-            let stuck = state.response == Phase::Writing && state.responses_written == written;
-            if waited.timed_out() && stuck {
-                let admitted = Self::feed_one(&mut state, frames, bytes);
-                return Ok(Self::begin_write(&mut state, server, admitted));
-            }
+            state.hold_ran_out = waited.timed_out() && state.responses_written == progress.0;
         }
     }
 
@@ -106,15 +119,6 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
         }
         state.request = Phase::Writing;
         admitted
-    }
-
-    /// Feeds the batch that was held back, up to where the next may be held.
-    fn feed_one(state: &mut State<S, T>, frames: &[RequestFrame], bytes: usize) -> usize {
-        let Some((first, rest)) = frames.split_first() else {
-            return bytes;
-        };
-        state.exchange.request(first.tag);
-        Self::feed_requests(state, rest, bytes, false)
     }
 
     fn feed_requests(
@@ -152,6 +156,7 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
             }
             state.response = Phase::Writing;
             state.responses_written += 1;
+            state.hold_ran_out &= !state.exchange.is_answered();
             // At a safe point it stays held until `written`.
             if state.holding_batch && !state.exchange.is_safe() {
                 self.changed.notify_all();

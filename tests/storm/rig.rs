@@ -63,6 +63,10 @@ impl Ticket for Order {
     fn try_start(&self) -> Option<()> {
         Some(())
     }
+
+    fn may_start(&self) -> bool {
+        true
+    }
 }
 
 impl Drop for Order {

@@ -59,6 +59,10 @@ impl Ticket for Order {
     fn try_start(&self) -> Option<WorkerPermit> {
         self.workers.take_or_queue(&self.queued, &self.session)
     }
+
+    fn may_start(&self) -> bool {
+        self.workers.has_room()
+    }
 }
 
 impl Drop for Order {
