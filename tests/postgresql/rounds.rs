@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use super::cluster;
@@ -179,24 +179,29 @@ fn a_state_above_the_limit_stays() {
 
 #[test]
 fn no_notification_is_lost_between_two_addresses_of_one_server() {
-    const NOTIFICATIONS: usize = 300;
+    const NOTIFIERS: usize = 4;
+    const NOTIFICATIONS: usize = 500;
     let proxy = setup(cluster()).start();
     let mut listener = login(&proxy);
     listener.run(&["LISTEN numbered"]);
-    let done = AtomicBool::new(false);
+    let notifying = AtomicUsize::new(NOTIFIERS);
     thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut notifier = Session::login(cluster().address(), USER);
-            for number in 0..NOTIFICATIONS {
-                notifier.run(&[&format!("NOTIFY numbered, '{number}'")]);
-            }
-            done.store(true, Ordering::Relaxed);
-        });
-        while !done.load(Ordering::Relaxed) {
+        for notifier in 0..NOTIFIERS {
+            let notifying = &notifying;
+            scope.spawn(move || {
+                let mut session = Session::login(cluster().address(), USER);
+                for number in 0..NOTIFICATIONS {
+                    let number = notifier * NOTIFICATIONS + number;
+                    session.run(&[&format!("NOTIFY numbered, '{number}'")]);
+                }
+                notifying.fetch_sub(1, Ordering::Relaxed);
+            });
+        }
+        while notifying.load(Ordering::Relaxed) > 0 {
             proxy.migrate().assert_all_moved(1);
         }
     });
-    let mut seen = vec![false; NOTIFICATIONS];
+    let mut seen = vec![false; NOTIFIERS * NOTIFICATIONS];
     while seen.iter().any(|seen| !seen) {
         let message = listener.wire.expect(b'A');
         // Process id, channel, payload.
