@@ -6,6 +6,7 @@ mod mover;
 mod refusals;
 mod rounds;
 mod targets;
+mod walk;
 
 use std::sync::OnceLock;
 
