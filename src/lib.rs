@@ -59,6 +59,10 @@
 //! | `Duplex::turn` | whose write it is, of one TLS connection | `Duplex::core` |
 //! | `Duplex::core` | its TLS library, never while anything waits | – |
 
+// The modules are private, and so is whoever reads this documentation: scripts/test
+// builds it with --document-private-items.
+#![allow(rustdoc::private_intra_doc_links)]
+
 // The process
 mod arguments;
 mod server;

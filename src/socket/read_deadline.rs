@@ -60,7 +60,7 @@ impl ReadDeadline {
     ///
     /// # Errors
     /// Where the process has a handler of its own for SIGURG, see
-    /// [`wake`](crate::wake).
+    /// [`wake`].
     pub fn new() -> io::Result<Arc<Self>> {
         wake::install()?;
         Ok(Arc::new(Self {
