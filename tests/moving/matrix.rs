@@ -10,7 +10,7 @@ mod logins;
 mod servers;
 mod tls;
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 
 use sqlpod::{Fault, Rule, RuleId, Step};
 
@@ -166,31 +166,23 @@ fn other(pod: &str) -> &'static str {
 struct Guest<S = TcpStream> {
     user: String,
     wire: Wire<S>,
-    /// Where the proxy sees it.
-    address: SocketAddr,
     home: String,
 }
 
 impl Guest {
     fn arrive(proxy: &Proxy, user: String) -> Self {
         let wire = proxy.login(&user);
-        let address = wire.socket().local_addr().unwrap();
-        Self::settle(user, wire, address)
+        Self::settle(user, wire)
     }
 }
 
 impl<S: Channel> Guest<S> {
     /// Makes the session worth something.
-    fn settle(user: String, mut wire: Wire<S>, address: SocketAddr) -> Self {
+    fn settle(user: String, mut wire: Wire<S>) -> Self {
         wire.rows(&format!("SET application_name = 'of {user}'"));
         wire.rows("PREPARE successor AS SELECT $1::INT8 + 1");
         let home = wire.value("SELECT sqlpod_name()");
-        Self {
-            user,
-            wire,
-            address,
-            home,
-        }
+        Self { user, wire, home }
     }
 
     /// # Panics

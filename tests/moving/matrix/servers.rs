@@ -81,15 +81,15 @@ pub(super) fn run_wave<S: Channel>(
     }
     cells.retain(|cell| matches!(fate(cell.step, &cell.fault), Fate::Moved | Fate::Kept));
     for Cell { guest, .. } in &cells {
-        // So that the next round is over these and no other.
-        let own = guest.address.to_string();
+        // So that the next round is over these and no other. By name: an earlier
+        // client may have had the same port.
         assert!(
             !stage
                 .proxy
                 .log()
                 .since(0)
                 .iter()
-                .any(|line| { line.is("session closed") && line.get("client") == own })
+                .any(|line| { line.is("session closed") && line.get("user") == guest.user })
         );
     }
     let again = stage.proxy.migrate();
