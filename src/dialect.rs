@@ -87,6 +87,9 @@ impl Dialect {
         client: SocketAddr,
     ) -> Result<(), Error> {
         cockroachdb::refuse_token(startup)?;
+        if let Some(name) = startup.ambiguous_name() {
+            return Err(Refusal::parameter(name).into());
+        }
         if startup.get(b"user").is_none_or(<[u8]>::is_empty) {
             return Err(Refusal::NoUser.into());
         }

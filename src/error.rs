@@ -101,6 +101,16 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// [`Self::Parameter`] of a name as the client sent it: escaped where it is not
+    /// printable ASCII, and cut, since the client may send thousands of bytes.
+    #[must_use]
+    pub fn parameter(name: &[u8]) -> Self {
+        const SHOWN_BYTES: usize = 64;
+        let shown = name.get(..SHOWN_BYTES).unwrap_or(name);
+        let more = if shown.len() < name.len() { "…" } else { "" };
+        Self::Parameter(format!("{}{more}", shown.escape_ascii()))
+    }
+
     /// The client's SQLSTATE.
     #[must_use]
     pub const fn sqlstate(&self) -> SqlState {

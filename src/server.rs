@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 use parking_lot::{Mutex, RwLock};
+use socket2::{Domain, Type};
 
 use crate::admin::{Admin, Readiness};
 use crate::balancer::Balancer;
@@ -29,6 +30,11 @@ use crate::tls::TlsContexts;
 /// Connections beyond `max_connections` that may be in their handshake: cancel
 /// requests, probes, and clients that are being told that there is no room.
 const EXTRA_CONNECTIONS: usize = 64;
+
+/// Connections that may wait for their accept: what a client pool opens at once.
+/// Beyond it the kernel drops them, and a client tries again after a second.
+/// Linux takes no more than `net.core.somaxconn`, 4,096 since 5.4.
+const BACKLOG: i32 = 4096;
 
 /// After an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -316,7 +322,23 @@ fn bind(address: &Address) -> io::Result<TcpListener> {
     let found: Vec<_> = (address.host.as_str(), address.port)
         .to_socket_addrs()?
         .collect();
-    TcpListener::bind(found.as_slice())
+    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for address in found {
+        match bind_one(address) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    // As std does: a port whose last connections still linger can be had again.
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
 }
 
 struct Acceptor {

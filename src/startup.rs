@@ -2,6 +2,8 @@
 //! (protocol document, "Start-up", "Canceling Requests in Progress", "SSL
 //! Session Encryption").
 
+use std::collections::HashMap;
+
 use crate::error::{Error, Peer, Refusal};
 use crate::message::{put_cstr, put_sized, split_cstr};
 
@@ -143,6 +145,21 @@ impl StartupPacket {
         self.parameters
             .iter()
             .any(|(known, _)| known.eq_ignore_ascii_case(name))
+    }
+
+    /// A parameter's name that servers may read differently than the proxy does:
+    /// with a byte outside ASCII, which CockroachDB folds by Unicode (U+212A, the
+    /// Kelvin sign, becomes `k`), or equal to another one but for its case.
+    #[must_use]
+    pub fn ambiguous_name(&self) -> Option<&[u8]> {
+        let mut folded: HashMap<Vec<u8>, &[u8]> = HashMap::new();
+        self.parameters
+            .iter()
+            .map(|(name, _)| name.as_slice())
+            .find(|name| {
+                let first = *folded.entry(name.to_ascii_lowercase()).or_insert(name);
+                !name.is_ascii() || first != *name
+            })
     }
 
     /// Replaces every case variant of `name` by one value.

@@ -1,6 +1,9 @@
 //! What a stranger can send before authentication, and what it gets for it.
 
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
 
 use crate::support::message::{self, VERSION_3_0, VERSION_3_2};
 use crate::support::proxy::{Proxy, Setup, now};
@@ -238,6 +241,48 @@ fn a_revival_token_is_refused_in_every_spelling() {
     assert!(!log.contains("c2VjcmV0"), "the token was logged");
 }
 
+/// CockroachDB lowers names by Unicode: U+212A becomes `k`, U+0130 `i` and a dot.
+#[test]
+fn a_name_that_a_server_may_read_as_another_is_refused() {
+    let (server, proxy) = proxy();
+    let long = format!("X{}", "x".repeat(3000));
+    let cut = format!("parameter X{}… is not allowed", "x".repeat(63));
+    for (names, told) in [
+        (
+            vec!["crdb:session_revival_to\u{212a}en_base64"],
+            "parameter crdb:session_revival_to\\xe2\\x84\\xaaen_base64 is not allowed",
+        ),
+        (
+            vec!["crdb:sess\u{130}on_revival_token_base64"],
+            "parameter crdb:sess\\xc4\\xb0on_revival_token_base64 is not allowed",
+        ),
+        (
+            vec!["größe"],
+            "parameter gr\\xc3\\xb6\\xc3\\x9fe is not allowed",
+        ),
+        (vec!["User"], "parameter User is not allowed"),
+        (
+            vec!["crdb:remote_addr", "CRDB:remote_addr"],
+            "parameter CRDB:remote_addr is not allowed",
+        ),
+        (vec![&long.to_lowercase()[..], &long[..]], &cut),
+    ] {
+        let mut client = Wire::connect(proxy.address());
+        let mut parameters = vec![("user", "maria")];
+        parameters.extend(names.into_iter().map(|name| (name, "c2VjcmV0")));
+        client.send(&message::startup(VERSION_3_0, &parameters));
+        let error = client.expect_error("FATAL", "08004");
+        assert_eq!(error.field('M'), told);
+        client.expect_gone();
+    }
+    // The same name again is no riddle: the last one counts.
+    let mut client = Wire::connect(proxy.address());
+    client.start(&[("user", "maria"), ("TimeZone", "UTC"), ("TimeZone", "UTC")]);
+    drop(client);
+    assert_serves(&proxy);
+    server.join();
+}
+
 #[test]
 fn the_servers_learn_the_true_client_address() {
     let server = Server::start(|mut end| {
@@ -262,7 +307,6 @@ fn the_servers_learn_the_true_client_address() {
             ("user", "maria"),
             (name, "10.9.8.7:1"),
             ("application_name", "kept"),
-            ("crdb:remote_addR", "10.9.8.7:2"),
         ]);
         let own = client.socket().local_addr().unwrap().to_string();
         assert_eq!(client.value("SELECT 1"), own);
@@ -295,6 +339,28 @@ fn one_more_than_max_connections_is_told_so() {
             _ => assert!(Instant::now() < deadline, "the place is not given back"),
         }
     }
+}
+
+/// A pool that opens hundreds of connections at once does so in a moment in which
+/// the proxy accepts none.
+#[test]
+fn hundreds_of_connections_can_wait_for_their_accept() {
+    const CONNECTIONS: usize = 600;
+    let most = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
+    let most: usize = most.trim().parse().unwrap();
+    let (_server, proxy) = proxy();
+    proxy.signal(Signal::STOP);
+    let connections = most.min(CONNECTIONS);
+    let waiting: Vec<_> = (0..connections)
+        .map(|number| {
+            // A connection that is turned away hears nothing, and tries again.
+            TcpStream::connect_timeout(&proxy.address(), Duration::from_millis(900))
+                .unwrap_or_else(|error| panic!("connection {number}: {error}"))
+        })
+        .collect();
+    proxy.signal(Signal::CONT);
+    assert_serves(&proxy);
+    drop(waiting);
 }
 
 #[test]

@@ -46,8 +46,7 @@ const TOKENS_UNSUPPORTED: Unsupported = Unsupported {
 /// CockroachDB may stand behind a file that says otherwise.
 pub(super) fn refuse_token(startup: &StartupPacket) -> Result<(), Error> {
     if startup.has_ignoring_case(REVIVAL_TOKEN) {
-        let name = String::from_utf8_lossy(REVIVAL_TOKEN).into_owned();
-        return Err(Refusal::Parameter(name).into());
+        return Err(Refusal::parameter(REVIVAL_TOKEN).into());
     }
     Ok(())
 }
