@@ -34,6 +34,8 @@ const MAX_CONNECTIONS: u64 = 1_000_000;
 const DEFAULT_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const DEFAULT_SHUTDOWN_GRACE: Duration = Duration::from_secs(30);
+/// As long as keepalive takes to notice a silent peer.
+const DEFAULT_TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
 /// The original's limit on one transfer.
 const DEFAULT_TRANSFER_TIMEOUT: Duration = Duration::from_secs(15);
 const DEFAULT_TRANSFER_WAIT: Duration = Duration::from_secs(60);
@@ -59,6 +61,10 @@ pub struct Config {
     pub connect_timeout: Duration,
     /// `shutdown_grace`: how long sessions may take to end after SIGTERM, 0 to 24 h.
     pub shutdown_grace: Duration,
+    /// `tcp_user_timeout`: how long data sent to either peer may stay unacknowledged,
+    /// or refused by its full window, until the connection counts as lost, 0 to
+    /// 24 h; zero: as long as the kernel tries, some 15 minutes (tcp(7)).
+    pub tcp_user_timeout: Duration,
     /// `dialect`: which kind of server the backends are.
     pub dialect: Dialect,
     /// `[login]`: how the proxy logs in for a session it moves; `None`: sessions
@@ -156,6 +162,7 @@ impl Config {
                 "handshake_timeout",
                 "connect_timeout",
                 "shutdown_grace",
+                "tcp_user_timeout",
                 "dialect",
                 "custom_settings",
                 "client_tls",
@@ -180,6 +187,9 @@ impl Config {
             shutdown_grace: root
                 .duration("shutdown_grace")?
                 .unwrap_or(DEFAULT_SHUTDOWN_GRACE),
+            tcp_user_timeout: root
+                .duration("tcp_user_timeout")?
+                .unwrap_or(DEFAULT_TCP_USER_TIMEOUT),
             dialect: root
                 .choice(
                     "dialect",
@@ -238,7 +248,7 @@ fn read_client_tls(root: &Section<'_>) -> Result<Option<ClientTls>, ConfigError>
     let Some(section) = root.section("client_tls", keys)? else {
         return Ok(None);
     };
-    Ok(Some(ClientTls {
+    let tls = ClientTls {
         mode: section
             .choice(
                 "mode",
@@ -255,7 +265,14 @@ fn read_client_tls(root: &Section<'_>) -> Result<Option<ClientTls>, ConfigError>
             section.missing("key_file", "the file of the private key to cert_file")
         })?,
         client_ca_file: section.path("client_ca_file")?,
-    }))
+    };
+    if tls.client_ca_file.is_some() && tls.mode == ClientTlsMode::Allow {
+        // A client in clear would not be asked for its certificate.
+        let message = "expected mode = \"require\" beside it, since mode = \"allow\" lets \
+                       clients in without TLS and so without a certificate";
+        return Err(section.error("client_ca_file", message));
+    }
+    Ok(Some(tls))
 }
 
 fn read_login(root: &Section<'_>) -> Result<Option<LoginMethod>, ConfigError> {

@@ -67,10 +67,9 @@ pub(crate) fn serve(
     let config = Arc::clone(&state.config.read());
     let deadline = Instant::now() + config.handshake_timeout;
     let opened = ReadDeadline::new().and_then(|read_deadline| {
-        Ok((
-            Socket::new(stream, Arc::clone(&read_deadline))?,
-            read_deadline,
-        ))
+        let socket = Socket::new(stream, Arc::clone(&read_deadline))?;
+        socket.set_user_timeout(config.tcp_user_timeout)?;
+        Ok((socket, read_deadline))
     });
     let (socket, read_deadline) = match opened {
         Ok(opened) => opened,

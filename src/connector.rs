@@ -47,7 +47,18 @@ pub(crate) struct Connector {
 struct Settings {
     /// One dial, startup packet and first answer included.
     connect_timeout: Duration,
+    tcp_user_timeout: Duration,
     tls: Arc<ServerTlsContext>,
+}
+
+impl Settings {
+    fn new(config: &Config, tls: &TlsContexts) -> Self {
+        Self {
+            connect_timeout: config.connect_timeout,
+            tcp_user_timeout: config.tcp_user_timeout,
+            tls: Arc::clone(&tls.server),
+        }
+    }
 }
 
 impl Connector {
@@ -62,19 +73,13 @@ impl Connector {
         Self {
             balancer,
             metrics,
-            settings: RwLock::new(Settings {
-                connect_timeout: config.connect_timeout,
-                tls: Arc::clone(&tls.server),
-            }),
+            settings: RwLock::new(Settings::new(config, tls)),
         }
     }
 
     /// Takes over a new configuration, for dials that begin later.
     pub(crate) fn configure(&self, config: &Config, tls: &TlsContexts) {
-        *self.settings.write() = Settings {
-            connect_timeout: config.connect_timeout,
-            tls: Arc::clone(&tls.server),
-        };
+        *self.settings.write() = Settings::new(config, tls);
     }
 
     /// Who picks the backends.
@@ -239,8 +244,12 @@ impl Connector {
         read_deadline: &Arc<ReadDeadline>,
         deadline: Instant,
     ) -> Result<Arc<Stream>, Error> {
-        let tls = Arc::clone(&self.settings.read().tls);
-        let socket = dial_tcp(address, read_deadline, deadline)?;
+        let (tls, user_timeout) = {
+            let settings = self.settings.read();
+            (Arc::clone(&settings.tls), settings.tcp_user_timeout)
+        };
+        let dial_tcp = || dial_tcp(address, read_deadline, user_timeout, deadline);
+        let socket = dial_tcp()?;
         let failed = |source| Error::io(Peer::Server, "negotiating TLS", source);
         let stream = match tls
             .connect(socket, &address.host, deadline)
@@ -249,7 +258,7 @@ impl Connector {
             tls::Negotiated::Stream(stream) => stream,
             tls::Negotiated::RetryPlain(error) => {
                 log::debug!(address:%, reason:% = error; "TLS failed, connecting without it");
-                let socket = dial_tcp(address, read_deadline, deadline)?;
+                let socket = dial_tcp()?;
                 ServerTlsContext::connect_plain(socket)
             }
         };
@@ -280,6 +289,7 @@ impl Connector {
 fn dial_tcp(
     address: &Address,
     read_deadline: &Arc<ReadDeadline>,
+    user_timeout: Duration,
     deadline: Instant,
 ) -> Result<Socket, Error> {
     let failed = |source| Error::io(Peer::Server, CONNECTING, source);
@@ -291,7 +301,11 @@ fn dial_tcp(
             break;
         }
         match TcpStream::connect_timeout(&address, left) {
-            Ok(stream) => return Socket::new(stream, Arc::clone(read_deadline)).map_err(failed),
+            Ok(stream) => {
+                let socket = Socket::new(stream, Arc::clone(read_deadline)).map_err(failed)?;
+                socket.set_user_timeout(user_timeout).map_err(failed)?;
+                return Ok(socket);
+            }
             Err(error) => last = error,
         }
     }

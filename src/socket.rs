@@ -83,6 +83,17 @@ impl Socket {
         Ok(Self { timed, deadline })
     }
 
+    /// How long what was sent may stay unacknowledged until the connection counts
+    /// as lost (TCP_USER_TIMEOUT, RFC 5482); zero: the kernel's own patience.
+    /// Keepalive does not probe a connection with data in flight.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn set_user_timeout(&self, timeout: Duration) -> io::Result<()> {
+        let timeout = Some(timeout).filter(|timeout| !timeout.is_zero());
+        SockRef::from(self.stream()).set_tcp_user_timeout(timeout)
+    }
+
     fn stream(&self) -> &TcpStream {
         &self.timed.stream
     }

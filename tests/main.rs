@@ -11,6 +11,7 @@
 //! | a wake-up is lost, a suspension hangs | storm, and `src/forwarder/model.rs` |
 //! | a message is cut or mixed up at a read's edge | split |
 //! | the tracker of unanswered requests is wrong | exchange, `src/exchange/tests.rs` |
+//! | a peer that has died is not noticed | dead_peers |
 //! | a cancel is lost or hits the wrong query | cancel |
 //! | TLS: handshakes, certificates, channel binding, alerts | tls |
 //! | a reload loses or changes what it should not | reload, tls/reload |
@@ -33,6 +34,7 @@ mod support;
 mod admission;
 mod authentication;
 mod cancel;
+mod dead_peers;
 mod exchange;
 mod fuzz;
 mod metrics;

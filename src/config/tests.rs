@@ -32,6 +32,7 @@ fn one_backend_is_enough_and_the_rest_has_defaults() {
             handshake_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(5),
             shutdown_grace: Duration::from_secs(30),
+            tcp_user_timeout: Duration::from_secs(60),
             dialect: Dialect::CockroachDb,
             login: None,
             custom_settings: Vec::new(),
@@ -66,6 +67,7 @@ max_connections = 1_000
 handshake_timeout = "500ms"
 connect_timeout = "2m"
 shutdown_grace = "0s"
+tcp_user_timeout = "0s"
 dialect = "postgresql"
 custom_settings = ["app.tenant"]
 [client_tls]
@@ -100,6 +102,7 @@ address = "[fe80::1%eth0]:65535"
         handshake_timeout: Duration::from_millis(500),
         connect_timeout: Duration::from_secs(120),
         shutdown_grace: Duration::ZERO,
+        tcp_user_timeout: Duration::ZERO,
         dialect: Dialect::PostgreSql,
         login: Some(LoginMethod::Trust),
         custom_settings: vec!["app.tenant".to_owned()],
@@ -309,7 +312,7 @@ fn a_bad_key_is_named_with_its_line() {
         ),
         (
             "\nport = 1",
-            "2: unknown key \"port\"; expected one of \"listen\", \"admin_listen\", \"max_connections\", \"handshake_timeout\", \"connect_timeout\", \"shutdown_grace\", \"dialect\", \"custom_settings\", \"client_tls\", \"server_tls\", \"migration\", \"login\", \"backend\"",
+            "2: unknown key \"port\"; expected one of \"listen\", \"admin_listen\", \"max_connections\", \"handshake_timeout\", \"connect_timeout\", \"shutdown_grace\", \"tcp_user_timeout\", \"dialect\", \"custom_settings\", \"client_tls\", \"server_tls\", \"migration\", \"login\", \"backend\"",
         ),
         (
             "migration = 3",
@@ -350,6 +353,14 @@ fn a_bad_key_is_named_with_its_line() {
         (
             "[client_tls]\ncert_file = \"c\"",
             "1: client_tls.key_file: expected the file of the private key to cert_file, found nothing",
+        ),
+        (
+            "[client_tls]\ncert_file = \"c\"\nkey_file = \"k\"\nclient_ca_file = \"ca\"",
+            "4: client_tls.client_ca_file: expected mode = \"require\" beside it, since mode = \"allow\" lets clients in without TLS and so without a certificate",
+        ),
+        (
+            "[client_tls]\nclient_ca_file = \"ca\"\nmode = \"allow\"\ncert_file = \"c\"\nkey_file = \"k\"",
+            "2: client_tls.client_ca_file: expected mode = \"require\" beside it, since mode = \"allow\" lets clients in without TLS and so without a certificate",
         ),
         (
             "[client_tls]\nmode = \"yes\"",

@@ -1,6 +1,7 @@
 //! Certificates and keys as files, with errors that an operator can act on.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use openssl::asn1::Asn1Time;
@@ -73,6 +74,7 @@ impl Identity {
 /// A private key as PEM: PKCS#8, PKCS#1 or SEC1.
 fn load_key(file: &Path) -> Result<PKey<Private>, BadFile> {
     let pem = read(file)?;
+    warn_of_readers(file);
     // The callback stands in for OpenSSL's own, which would ask the terminal.
     let mut asked = false;
     let key = PKey::private_key_from_pem_callback(&pem, |_| {
@@ -89,6 +91,18 @@ fn load_key(file: &Path) -> Result<PKey<Private>, BadFile> {
             },
         )
     })
+}
+
+/// The proxy goes on: whoever could read the key has read it by now.
+fn warn_of_readers(file: &Path) {
+    let Ok(metadata) = fs::metadata(file) else {
+        return;
+    };
+    let mode = metadata.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        let (file, mode) = (file.display(), format!("{mode:04o}"));
+        log::warn!(file:%, mode; "private key may be read or written by others than its owner, expected mode 0600");
+    }
 }
 
 fn warn_of_time(file: &Path, leaf: &X509) {

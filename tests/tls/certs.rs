@@ -1,7 +1,8 @@
 //! Authorities and certificates, made for one test each.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 use openssl::asn1::Asn1Time;
 use openssl::bn::{BigNum, MsbOption};
@@ -120,6 +121,14 @@ impl Files {
     }
 
     pub(crate) fn key(&self, name: &str, certificate: &Certificate) -> PathBuf {
-        self.write(name, certificate.key.private_key_to_pem_pkcs8().unwrap())
+        let path = self.write(name, "");
+        write_secret(&path, &certificate.key.private_key_to_pem_pkcs8().unwrap());
+        path
     }
+}
+
+/// What nobody but its owner may read.
+pub(super) fn write_secret(path: &Path, bytes: &[u8]) {
+    std::fs::write(path, bytes).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
 }

@@ -12,6 +12,9 @@ use super::rig::{Site, TlsWire, secure, tls_connect, tls_login};
 use crate::support::proxy::{Proxy, Setup, command};
 use crate::support::server::Server;
 
+const READABLE_KEY: &str =
+    "private key may be read or written by others than its owner, expected mode 0600";
+
 fn shown(client: &mut TlsWire) -> Vec<u8> {
     let certificate = client.stream_mut().ssl().peer_certificate();
     certificate.unwrap().to_der().unwrap()
@@ -51,6 +54,37 @@ fn new_sessions_see_the_new_certificate_and_live_ones_go_on() {
         "SELECT 2"
     );
     assert_eq!(live.value("SELECT 3"), "SELECT 3");
+}
+
+#[test]
+fn a_key_that_others_may_read_is_said() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let (server, site) = (Server::echoing(), Site::new());
+    let chmod = |mode| {
+        let permissions = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(&site.key, permissions).unwrap();
+    };
+    chmod(0o640);
+    let proxy = Setup::new(&[server.address()])
+        .section(&site.client_tls("allow", ""))
+        .start();
+    let said = |from: usize| -> Vec<String> {
+        let lines = proxy.log().since(from);
+        let about = lines.iter().filter(|line| line.is(READABLE_KEY));
+        about
+            .map(|line| format!("{} {}", line.get("file"), line.get("mode")))
+            .collect()
+    };
+    let key = site.key.display();
+    assert_eq!(said(0), [format!("{key} 0640")]);
+    for (mode, told) in [(0o600, vec![]), (0o604, vec![format!("{key} 0604")])] {
+        chmod(mode);
+        let position = proxy.log().position();
+        proxy.signal(Signal::HUP);
+        proxy.wait_log(position, |line| line.is("configuration reloaded"));
+        assert_eq!(said(position), told);
+    }
 }
 
 #[test]
@@ -165,7 +199,7 @@ fn a_missing_or_broken_file_is_found_before_the_start() {
         for section in [
             good.replace(cert, file),
             good.replace(key, file),
-            format!("{good}client_ca_file = \"{file}\""),
+            site.client_tls("require", &format!("client_ca_file = \"{file}\"")),
             ca(file),
             format!("{}\ncert_file = \"{file}\"\nkey_file = \"{key}\"", ca(cert)),
             format!(

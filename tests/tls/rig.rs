@@ -1,14 +1,13 @@
 //! A PostgreSQL with TLS, psql in one shot, and a client that speaks TLS.
 
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 
 use openssl::ssl::{SslConnector, SslStream, SslVersion};
 
-use super::certs::{Certificate, Files, authority};
+use super::certs::{Certificate, Files, authority, write_secret};
 use super::peer::careless_client;
 use crate::support::message;
 use crate::support::postgres::Cluster;
@@ -53,11 +52,6 @@ pub(crate) fn secure() -> &'static Secure {
 }
 
 /// PostgreSQL and libpq take no key that others could read.
-fn write_secret(path: &Path, bytes: &[u8]) {
-    std::fs::write(path, bytes).unwrap();
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
-}
-
 /// The files of one test: what the proxy shows, and whom its client trusts.
 pub(crate) struct Site {
     pub(crate) files: Files,
@@ -91,8 +85,7 @@ impl Site {
     /// Connection parameters of a client with that certificate.
     pub(crate) fn client_identity(&self, name: &str, certificate: &Certificate) -> String {
         let cert = self.files.cert(&format!("{name}.crt"), certificate);
-        let key = self.files.write(&format!("{name}.key"), "");
-        write_secret(&key, &certificate.key.private_key_to_pem_pkcs8().unwrap());
+        let key = self.files.key(&format!("{name}.key"), certificate);
         format!("sslcert={} sslkey={}", cert.display(), key.display())
     }
 }
