@@ -144,6 +144,16 @@ pub enum BadFrame {
         /// The length field as sent.
         length: i32,
     },
+    /// Not as long as every message of that type.
+    #[error("message {tag:?} of {length} bytes, {expected} are due", tag = char::from(*.tag))]
+    FixedLength {
+        /// The message's type byte.
+        tag: u8,
+        /// The length of its body.
+        length: usize,
+        /// What it has to be.
+        expected: usize,
+    },
     /// Longer than is allowed here.
     #[error("message {tag:?} of {length} bytes, at most {limit} are allowed here", tag = char::from(*.tag))]
     TooLong {

@@ -123,6 +123,17 @@ pub enum Closing {
     ShutdownForced,
 }
 
+impl Closing {
+    /// The log's reason, of a transfer that the end has overtaken and of a session.
+    #[must_use]
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::Ended => "session ended",
+            Self::ShutdownSafe | Self::ShutdownForced => "proxy shutting down",
+        }
+    }
+}
+
 /// What a response processor takes up when it is let go.
 #[derive(Debug, Default)]
 pub struct Resumed {
@@ -307,14 +318,21 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
     }
 
     /// Opens the gate, on `server` where one is given; returns the connections
-    /// that are not used (any more).
-    fn resume(&self, server: Option<Arc<S>>, mut resumed: Resumed) -> Result<Arc<S>, Arc<S>> {
+    /// that are not used (any more), and who has closed the session meanwhile.
+    fn resume(
+        &self,
+        server: Option<Arc<S>>,
+        mut resumed: Resumed,
+    ) -> Result<Arc<S>, (Arc<S>, Closing)> {
         // First the mark, then the gate: in the other order a processor could
         // read, be interrupted by the stale mark and park for nobody.
         let mut state = self.state.lock();
         let server = server.unwrap_or_else(|| Arc::clone(&state.server));
-        if state.gate != Gate::Suspended {
-            return Err(server);
+        match state.gate {
+            Gate::Suspended => {}
+            Gate::Closed(closing) => return Err((server, closing)),
+            // Nobody else resumes.
+            Gate::Open => return Err((server, Closing::Ended)),
         }
         self.interrupt.clear();
         let old = std::mem::replace(&mut state.server, server);

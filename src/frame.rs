@@ -20,6 +20,9 @@ pub const HEADER_BYTES: usize = 5;
 /// The smallest value of the length field: it counts itself.
 const LENGTH_FIELD_BYTES: usize = 4;
 
+/// A ReadyForQuery's transaction status.
+const READY_BODY_BYTES: usize = 1;
+
 /// PostgreSQL's own send and receive buffers (pqcomm.c, `PQ_SEND_BUFFER_SIZE`).
 const READ_BYTES: usize = 8 * 1024;
 
@@ -50,6 +53,23 @@ impl Header {
             None => Err(BadFrame::Length { tag, length }),
         }
     }
+
+    /// Refuses a ReadyForQuery whose body is not its one byte, before any of it is
+    /// kept: it is waited for until it is whole.
+    ///
+    /// # Errors
+    /// [`BadFrame::FixedLength`].
+    pub fn check_ready_for_query(self) -> Result<(), BadFrame> {
+        let Self { tag, body_bytes } = self;
+        if BackendTag(tag) == BackendTag::READY_FOR_QUERY && body_bytes != READY_BODY_BYTES {
+            return Err(BadFrame::FixedLength {
+                tag,
+                length: body_bytes,
+                expected: READY_BODY_BYTES,
+            });
+        }
+        Ok(())
+    }
 }
 
 /// One frame as the scanner meets it.
@@ -72,6 +92,8 @@ pub enum Verdict {
     Pass,
     /// Nothing from this frame on, until the rest of it has come.
     Hold,
+    /// It is no message that the peer may send.
+    Refuse(BadFrame),
 }
 
 /// Walks the frames of one direction over buffers that end anywhere.
@@ -101,7 +123,8 @@ impl Scanner {
     /// be let go: up to the first incomplete header or the first [`Verdict::Hold`].
     ///
     /// # Errors
-    /// The first header that is none; what stood before it has been visited.
+    /// The first header that is none, or the first [`Verdict::Refuse`]; what stood
+    /// before it has been visited.
     pub fn scan(
         &mut self,
         bytes: &[u8],
@@ -116,14 +139,15 @@ impl Scanner {
             let frame_bytes = HEADER_BYTES + header.body_bytes;
             let end = position + frame_bytes;
             let body = rest.get(HEADER_BYTES..frame_bytes);
-            if visit(Scanned {
+            match visit(Scanned {
                 tag: header.tag,
                 frame_bytes,
                 body,
                 start: position,
-            }) == Verdict::Hold
-            {
-                break;
+            }) {
+                Verdict::Pass => {}
+                Verdict::Hold => break,
+                Verdict::Refuse(bad) => return Err(bad),
             }
             if body.is_none() {
                 self.inside = end - bytes.len();

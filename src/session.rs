@@ -8,6 +8,7 @@ use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::Sender;
 use log::kv::Value;
 use parking_lot::{Mutex, RwLock};
 
@@ -22,7 +23,7 @@ use crate::logging::{Milliseconds, event};
 use crate::message::fatal_error;
 use crate::metrics::Metrics;
 use crate::processor::{self, Context, ProcessorExit, StreamPosition};
-use crate::round::{Movable, Round};
+use crate::round::{Aim, Movable, Round};
 use crate::server_conn::ServerConn;
 use crate::session_name::SessionName;
 use crate::socket::{ReadDeadline, Received, Wait};
@@ -51,6 +52,8 @@ pub(crate) struct Session {
     transfer: TransferContext,
     /// The configuration in force: a transfer's limits are those of its time.
     config: Arc<RwLock<Arc<Config>>>,
+    /// For a session that arrives on a backend that a reload has made one to leave.
+    missed_by_reload: Sender<Arc<Session>>,
     /// Why it ends; the first word stands.
     cause: Mutex<Option<DisconnectReason>>,
     this: Weak<Session>,
@@ -105,7 +108,10 @@ impl Movable for Session {
                     self.start_transfer(ready);
                 }
             }
-            Err(ticket) => ticket.give_up("session ended"),
+            Err(ticket) => {
+                let closing = self.forwarder.closing().unwrap_or(Closing::Ended);
+                ticket.give_up(closing.reason());
+            }
         }
     }
 
@@ -132,6 +138,7 @@ impl Session {
         server: Arc<ServerConn>,
         transfer: TransferContext,
         config: &Arc<RwLock<Arc<Config>>>,
+        missed_by_reload: &Sender<Arc<Session>>,
     ) -> Arc<Self> {
         let skip = transfer.dialect.skip_rule();
         let interrupt = Arc::clone(&transfer.read_deadline) as Arc<dyn Interrupt>;
@@ -141,6 +148,7 @@ impl Session {
             forwarder: Forwarder::new(Exchange::with_skip(skip), server, interrupt),
             transfer,
             config: Arc::clone(config),
+            missed_by_reload: missed_by_reload.clone(),
             cause: Mutex::new(None),
             this: Weak::clone(this),
         })
@@ -248,7 +256,12 @@ impl Session {
     }
 
     fn set_cause(&self, new: DisconnectReason) {
-        if matches!(new, DisconnectReason::ProcessorExit(ProcessorExit::Closed)) {
+        // Once the proxy ends the session itself, its sockets' ends are its own doing.
+        let by_shutdown = matches!(
+            self.forwarder.closing(),
+            Some(Closing::ShutdownSafe | Closing::ShutdownForced)
+        );
+        if by_shutdown || matches!(new, DisconnectReason::ProcessorExit(ProcessorExit::Closed)) {
             return;
         }
         let mut cause = self.cause.lock();
@@ -261,7 +274,7 @@ impl Session {
     /// open for a last message.
     fn close(&self, closing: Closing) {
         if let Some(ticket) = self.forwarder.close(closing) {
-            ticket.give_up("session ended");
+            ticket.give_up(closing.reason());
         }
         self.forwarder.server().stream.shutdown();
         self.client.socket().shutdown_read();
@@ -293,7 +306,8 @@ impl Session {
     pub(crate) fn end(&self, metrics: &Metrics, lasted: Duration) {
         self.client.shutdown();
         let (counted, reason) = match &*self.cause.lock() {
-            None => (None, "proxy shutting down".to_owned()),
+            // Only the proxy's own end leaves none.
+            None => (None, Closing::ShutdownSafe.reason().to_owned()),
             Some(cause) => (cause.event(), cause.to_string()),
         };
         if let Some(counted) = counted {
@@ -316,7 +330,7 @@ impl Session {
     /// Ends the session at its next safe point.
     pub(crate) fn order_end(&self) {
         if let Some(ticket) = self.forwarder.order_end() {
-            ticket.give_up("proxy shutting down");
+            ticket.give_up(Closing::ShutdownSafe.reason());
         }
     }
 
@@ -325,11 +339,34 @@ impl Session {
         self.close(Closing::ShutdownForced);
     }
 
-    /// Carries an order out on a thread of its own.
+    /// Whether it is on a backend that is to be left.
+    #[must_use]
+    pub(crate) fn must_leave(&self) -> bool {
+        self.transfer
+            .connector
+            .balancer()
+            .must_drain(self.backend())
+    }
+
+    /// Carries an order out on a thread of its own, where it is still needed.
     fn start_transfer(&self, ready: Ready<ServerConn, MoveTicket>) {
         let Some(session) = self.this.upgrade() else {
             return;
         };
+        if ready.ticket.round().aim() == Aim::EmptyDraining && !self.must_leave() {
+            let Ready {
+                suspension,
+                ticket,
+                permit,
+                ..
+            } = ready;
+            drop(suspension);
+            ticket.dismiss();
+            drop(permit);
+            // An order that came meanwhile replaced none: it is this one's turn.
+            self.retry_order();
+            return;
+        }
         // Outlives a failed spawn, which drops its closure.
         let slot = Arc::new(Mutex::new(Some(ready)));
         let taken = Arc::clone(&slot);
@@ -341,10 +378,15 @@ impl Session {
                 if let Some(ready) = ready {
                     let config = Arc::clone(&session.config.read());
                     let (limits, login) = (&config.migration, config.login);
+                    let before = session.backend();
                     transfer::run(ready, &session.transfer, limits, login, |lost| {
                         session.set_cause(DisconnectReason::ServerLost(lost));
                         session.close(Closing::Ended);
                     });
+                    if session.backend() != before && session.must_leave() {
+                        // A reload came meanwhile, whose round took it for moved.
+                        let _ = session.missed_by_reload.send(Arc::clone(&session));
+                    }
                     // For an order that came meanwhile.
                     session.retry_order();
                 }

@@ -12,7 +12,7 @@
 //! | pick a target | none active | kept |
 //! | send the state query | connection error | lost: the session's own server is gone |
 //! | read the state | refusal, ErrorResponse, wrong shape | kept |
-//! | read the state | timeout, state too large | kept; the rest of the answer is discarded |
+//! | read the state | timeout, state too large, more than 1 MiB for the client meanwhile | kept; the rest of the answer is discarded |
 //! | read the state | end, FATAL, bytes that are no message | lost |
 //! | dial, log in | anything, on every target | kept |
 //! | restore | anything | kept |
@@ -33,7 +33,7 @@ use crate::config::Migration;
 use crate::connector::Connector;
 use crate::dialect::{BadAnswer, CustomNames, Dialect, LoginMethod, SessionTransfer};
 use crate::error::{Error, Peer};
-use crate::forwarder::{NotParked, Ready, Resumed, Suspension};
+use crate::forwarder::{Closing, NotParked, Ready, Resumed, Suspension};
 use crate::frame::FrameReader;
 use crate::message::TERMINATE;
 use crate::metrics::TransferOutcome;
@@ -130,8 +130,15 @@ pub(crate) fn run(
         deadline,
         state_bytes: None,
     };
-    let outcome = attempt.run();
+    let mut outcome = attempt.run();
     let state_bytes = attempt.state_bytes;
+    if let (Some(closing), Outcome::Kept { .. } | Outcome::Lost(_)) =
+        (suspension.closing(), &outcome)
+    {
+        // Whoever ended the session has shut its sockets, which is no failure of the
+        // server.
+        outcome = kept(closing.reason(), Resumed::default());
+    }
     let waited = suspended.saturating_duration_since(ordered);
     let report = |outcome, reason, to| Report {
         outcome,
@@ -170,10 +177,10 @@ pub(crate) fn run(
                     terminate_server(&old.stream);
                     report
                 }
-                Err(new) => {
+                Err((new, closing)) => {
                     terminate_server(&new.stream);
-                    let reason = "session ended".to_owned();
-                    report(TransferOutcome::Recoverable, Some(reason), None)
+                    let reason = Some(closing.reason().to_owned());
+                    report(TransferOutcome::Recoverable, reason, None)
                 }
             }
         }
@@ -217,7 +224,7 @@ impl Attempt<'_> {
     fn run(&mut self) -> Outcome {
         match self.suspension.wait_parked(self.deadline) {
             Ok(()) => {}
-            Err(NotParked::Closed) => return kept("session ended", Resumed::default()),
+            Err(NotParked::Closed) => return kept(Closing::Ended.reason(), Resumed::default()),
             Err(NotParked::Timeout) => {
                 return kept("timeout while stopping the session", Resumed::default());
             }
@@ -272,15 +279,22 @@ impl Attempt<'_> {
         };
         match restore::restore(self.context, &old, &*state, started, limits) {
             Ok(restored) => {
-                if let Some(request) = state.last_request()
-                    && server.ask(&request, self.max_state_bytes).is_err()
-                {
-                    log::debug!("the old server did not answer just after the restore");
-                }
-                // The client's as well, and read before its connection goes; but not
-                // its FATAL, which is true of that connection only.
-                if let Err(NoState::Lost { .. }) = server.take_unasked() {
-                    log::debug!("the old server's connection ended just after the restore");
+                // What it says now is the client's as well, and read before its
+                // connection goes; but not its FATAL, which is true of that
+                // connection only.
+                let last = match state.last_request() {
+                    Some(request) => server.ask(&request, self.max_state_bytes).map(drop),
+                    None => Ok(()),
+                };
+                match last.and_then(|()| server.take_unasked()) {
+                    Ok(()) => {}
+                    Err(NoState::LateResponse {
+                        ready_for_queries,
+                        reason,
+                    }) => return kept(reason, server.resumed(ready_for_queries)),
+                    Err(NoState::Answered(_) | NoState::Lost { .. }) => {
+                        log::debug!("the old server's connection ended just after the restore");
+                    }
                 }
                 Outcome::Moved {
                     restored: Box::new(restored),

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use rustix::process::Signal;
 
+use crate::support::gate::Gate;
 use crate::support::message::{self, command_complete, ready};
 use crate::support::proxy::{Proxy, Setup};
 use crate::support::server::Server;
@@ -130,4 +131,38 @@ fn a_client_that_does_not_read_holds_up_nothing_beyond_the_grace() {
     client.expect(b'D');
     proxy.signal(Signal::TERM);
     assert_eq!(proxy.wait_exit().code(), Some(0));
+}
+
+#[test]
+fn a_session_that_the_end_overtakes_in_its_transfer_hears_of_the_end() {
+    let (asked, done) = (Gate::default(), Gate::default());
+    let (tell, until) = (asked.clone(), done.clone());
+    let server = Server::start(move |mut end| {
+        end.welcome();
+        end.echo_with(
+            |_| {
+                tell.open();
+                until.wait();
+                Vec::new()
+            },
+            Vec::new,
+        );
+    });
+    let mut proxy = Setup::new(&[server.address(), server.address()])
+        .top("shutdown_grace = \"0s\"")
+        .start();
+    let mut client = proxy.login("maria");
+    proxy.signal(Signal::USR1);
+    asked.wait();
+    proxy.signal(Signal::TERM);
+    client.expect_error("FATAL", "57P01");
+    client.expect_gone();
+    assert_eq!(proxy.wait_exit().code(), Some(0));
+    done.open();
+    let end = "proxy shutting down";
+    let transfer = proxy.wait_log(0, |line| line.is("transfer finished"));
+    assert_eq!(transfer.get("outcome"), "recoverable", "{}", transfer.raw);
+    assert_eq!(transfer.get("reason"), end, "{}", transfer.raw);
+    let closed = proxy.wait_log(0, |line| line.is("session closed"));
+    assert_eq!(closed.get("reason"), end, "{}", closed.raw);
 }

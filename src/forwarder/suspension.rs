@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Forwarder, Gate, Phase, Resumed, Ticket};
+use super::{Closing, Forwarder, Gate, Phase, Resumed, Ticket};
 
 /// Why the processors could not be brought to stand still.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +64,12 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Suspension<S, T> {
         self.forwarder.server()
     }
 
+    /// Who has closed the session meanwhile.
+    #[must_use]
+    pub fn closing(&self) -> Option<Closing> {
+        self.forwarder.closing()
+    }
+
     /// Bytes of the server that the response processor had read but not
     /// forwarded.  Give them, or what is left of them, back when resuming; what
     /// was never taken is given back by itself.
@@ -83,8 +89,13 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Suspension<S, T> {
     /// Returns the old ones.
     ///
     /// # Errors
-    /// The session ended meanwhile; nothing was swapped, and `server` is returned.
-    pub fn resume_moved(mut self, server: Arc<S>, resumed: Resumed) -> Result<Arc<S>, Arc<S>> {
+    /// The session ended meanwhile, which the [`Closing`] tells of; nothing was
+    /// swapped, and `server` is returned.
+    pub fn resume_moved(
+        mut self,
+        server: Arc<S>,
+        resumed: Resumed,
+    ) -> Result<Arc<S>, (Arc<S>, Closing)> {
         self.resumed = true;
         self.forwarder.resume(Some(server), resumed)
     }

@@ -205,7 +205,10 @@ impl<S: ServerStream, T: Ticket + 'static> Responses<'_, S, T> {
             dropping -= count;
             let header = Header::parse(&buffer.bytes)
                 .map_err(|source| malformed(Peer::Server, DISCARDING, source))?;
-            if let Some(Header { tag, body_bytes }) = header {
+            if let Some(header @ Header { tag, body_bytes }) = header {
+                header
+                    .check_ready_for_query()
+                    .map_err(|source| malformed(Peer::Server, DISCARDING, source))?;
                 let tag = BackendTag(tag);
                 let frame_bytes = HEADER_BYTES + body_bytes;
                 let whole = buffer.bytes.len() >= frame_bytes;
@@ -283,6 +286,13 @@ fn note_response(
             return Verdict::Pass;
         }
         BackendTag::READY_FOR_QUERY => {
+            let header = Header {
+                tag: frame.tag,
+                body_bytes: frame.frame_bytes - HEADER_BYTES,
+            };
+            if let Err(bad) = header.check_ready_for_query() {
+                return Verdict::Refuse(bad);
+            }
             let Some(body) = frame.body else {
                 return Verdict::Hold;
             };

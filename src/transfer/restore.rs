@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::TransferContext;
-use super::state_query::answer_limit;
+use super::state_query::{MAX_UNASKED_BYTES, answer_limit};
 use crate::authentication::Login;
 use crate::connector::Connected;
 use crate::dialect::{Answer, SessionState, Turn};
@@ -96,7 +96,13 @@ pub(super) fn restore(
                         reported.set(name, value);
                     }
                 }
-                BackendTag::NOTIFICATION_RESPONSE => to_client.extend(frame.as_bytes()),
+                BackendTag::NOTIFICATION_RESPONSE => {
+                    to_client.extend(frame.as_bytes());
+                    if to_client.len() > MAX_UNASKED_BYTES {
+                        let what = format!("more than {MAX_UNASKED_BYTES} bytes unasked");
+                        return Err(failed(&what));
+                    }
+                }
                 _ => {
                     if answer.push(frame) {
                         break;

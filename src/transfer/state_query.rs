@@ -21,6 +21,10 @@ const SHORT_ANSWER_BYTES: usize = 64 * 1024;
 /// No message of a PostgreSQL server is longer (memutils.h, `MaxAllocSize`).
 const MAX_MESSAGE_BYTES: usize = 0x3fff_ffff;
 
+/// What a server may send to the client unasked while its session is suspended:
+/// far more than a burst of notifications.
+pub(super) const MAX_UNASKED_BYTES: usize = 1024 * 1024;
+
 /// The longest answer that a state of that many bytes has, in base64 or in rows.
 pub(super) const fn answer_limit(max_state_bytes: usize) -> usize {
     max_state_bytes.div_ceil(3) * 4 + ROW_OVERHEAD_BYTES
@@ -136,12 +140,17 @@ impl OldServer<'_> {
                     }
                 }
             }
-            if Instant::now() >= self.deadline {
-                return Err(NoState::LateResponse {
-                    ready_for_queries: answer.ready_for_queries(),
-                    reason: format!("timeout while {OPERATION}"),
-                });
-            }
+            let reason = if self.has_too_much_unasked() {
+                Self::too_much_unasked()
+            } else if Instant::now() >= self.deadline {
+                format!("timeout while {OPERATION}")
+            } else {
+                continue;
+            };
+            return Err(NoState::LateResponse {
+                ready_for_queries: answer.ready_for_queries(),
+                reason,
+            });
         }
         if answer.is_too_long() {
             let what = format!("session state exceeds max_state_size {max_state_bytes}");
@@ -181,17 +190,27 @@ impl OldServer<'_> {
                     });
                 }
             }
-            if Instant::now() >= self.deadline {
-                let error = Error::Timeout {
-                    peer: Peer::Server,
-                    operation: OPERATION,
-                };
-                return Err(NoState::LateResponse {
-                    ready_for_queries: 0,
-                    reason: error.to_string(),
-                });
-            }
+            let reason = if self.has_too_much_unasked() {
+                Self::too_much_unasked()
+            } else if Instant::now() >= self.deadline {
+                format!("timeout while {OPERATION}")
+            } else {
+                continue;
+            };
+            // Nothing has been asked, so no answer is to come.
+            return Err(NoState::LateResponse {
+                ready_for_queries: 0,
+                reason,
+            });
         }
+    }
+
+    fn has_too_much_unasked(&self) -> bool {
+        self.to_client.len() > MAX_UNASKED_BYTES
+    }
+
+    fn too_much_unasked() -> String {
+        format!("server sent more than {MAX_UNASKED_BYTES} bytes unasked")
     }
 
     fn keep_for_client(&mut self, frame: &Frame) {

@@ -144,7 +144,7 @@ fn parked_processors() {
     check_told("parked", &outcome, 3);
     assert_eq!(suspension.wait_parked(soon()), Err(NotParked::Closed));
     let refused = suspension.resume_moved(rig.legs[1].clone(), Resumed::default());
-    assert!(refused.is_err_and(|link| link.is(&rig.legs[1])));
+    assert!(refused.is_err_and(|(link, _)| link.is(&rig.legs[1])));
     assert!(rig.forwarder.server().is(&rig.legs[0]));
 }
 

@@ -323,7 +323,7 @@ impl Model {
         };
         match suspension.resume_moved(Arc::new(new), resumed) {
             Ok(was) => assert_eq!(was, old, "swapped meanwhile by another"),
-            Err(given_back) => {
+            Err((given_back, _)) => {
                 assert_eq!(*given_back, new);
                 assert!(self.forwarder.closing().is_some(), "refused while open");
             }
