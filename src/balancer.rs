@@ -18,7 +18,7 @@ const SLOW_MEMORY: Duration = Duration::from_secs(10);
 
 /// Stands for one configured backend for as long as sessions are on it, even if
 /// a reload takes it out of the file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct BackendId(u64);
 
 #[derive(Debug)]
@@ -32,6 +32,19 @@ struct Backend {
     /// The last dial ended by its deadline, so the next may cost as much.
     slow: Option<Instant>,
     reachable: bool,
+    /// When it was last found reachable or not.
+    dialled: Option<Instant>,
+}
+
+/// A backend as its prober dials it.
+#[derive(Debug, Clone)]
+pub(crate) struct ProbeTarget {
+    /// Which.
+    pub id: BackendId,
+    /// Its name in the file.
+    pub name: Arc<str>,
+    /// Its address.
+    pub address: Address,
 }
 
 /// All backends and how many sessions each has.
@@ -90,6 +103,7 @@ impl Balancer {
                         sessions: 0,
                         slow: None,
                         reachable: true,
+                        dialled: None,
                     });
                     next += 1;
                 }
@@ -160,16 +174,34 @@ impl Balancer {
         backend.is_none_or(|b| b.state != Some(BackendState::Active))
     }
 
-    /// Names and addresses of the active backends.
+    /// All backends of the file.
     #[must_use]
-    pub(crate) fn active(&self) -> Vec<(Arc<str>, Address)> {
+    pub(crate) fn configured(&self) -> Vec<ProbeTarget> {
         let backends = self.backends.lock();
-        let active = backends
-            .iter()
-            .filter(|b| b.state == Some(BackendState::Active));
-        active
-            .map(|b| (Arc::clone(&b.name), b.address.clone()))
+        let configured = backends.iter().filter(|b| b.state.is_some());
+        configured
+            .map(|b| ProbeTarget {
+                id: b.id,
+                name: Arc::clone(&b.name),
+                address: b.address.clone(),
+            })
             .collect()
+    }
+
+    /// Whether the last dial of an active backend reached it, not longer than
+    /// `fresh` ago; `None`: however long ago, and one that has never been dialled
+    /// counts as well.
+    #[must_use]
+    pub(crate) fn any_up(&self, fresh: Option<Duration>) -> bool {
+        let backends = self.backends.lock();
+        backends.iter().any(|b| {
+            let is_known = match (fresh, b.dialled) {
+                (None, _) => true,
+                (Some(fresh), Some(at)) => at.elapsed() <= fresh,
+                (Some(_), None) => false,
+            };
+            b.state == Some(BackendState::Active) && b.reachable && is_known
+        })
     }
 
     /// Notes how a dial ended; `slow` where its deadline ended it.  Tells
@@ -179,7 +211,9 @@ impl Balancer {
         let Some(backend) = backends.iter_mut().find(|b| b.id == id) else {
             return false;
         };
-        backend.slow = slow.then(Instant::now);
+        let now = Instant::now();
+        backend.slow = slow.then_some(now);
+        backend.dialled = Some(now);
         std::mem::replace(&mut backend.reachable, reached) != reached
     }
 }

@@ -36,6 +36,8 @@ const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const DEFAULT_SHUTDOWN_GRACE: Duration = Duration::from_secs(30);
 /// As long as keepalive takes to notice a silent peer.
 const DEFAULT_TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
+/// What a prober of `/readyz` or a rolling restart notices in time.
+const DEFAULT_HEALTH_INTERVAL: Duration = Duration::from_secs(2);
 /// The original's limit on one transfer.
 const DEFAULT_TRANSFER_TIMEOUT: Duration = Duration::from_secs(15);
 const DEFAULT_TRANSFER_WAIT: Duration = Duration::from_secs(60);
@@ -65,6 +67,9 @@ pub struct Config {
     /// or refused by its full window, until the connection counts as lost, 0 to
     /// 24 h; zero: as long as the kernel tries, some 15 minutes (tcp(7)).
     pub tcp_user_timeout: Duration,
+    /// `health_interval`: between two looks at a backend, 0 to 24 h; zero: none is
+    /// looked at, and a backend is up as the last dial for a client found it.
+    pub health_interval: Duration,
     /// `dialect`: which kind of server the backends are.
     pub dialect: Dialect,
     /// `[login]`: how the proxy logs in for a session it moves; `None`: sessions
@@ -163,6 +168,7 @@ impl Config {
                 "connect_timeout",
                 "shutdown_grace",
                 "tcp_user_timeout",
+                "health_interval",
                 "dialect",
                 "custom_settings",
                 "client_tls",
@@ -190,6 +196,9 @@ impl Config {
             tcp_user_timeout: root
                 .duration("tcp_user_timeout")?
                 .unwrap_or(DEFAULT_TCP_USER_TIMEOUT),
+            health_interval: root
+                .duration("health_interval")?
+                .unwrap_or(DEFAULT_HEALTH_INTERVAL),
             dialect: root
                 .choice(
                     "dialect",

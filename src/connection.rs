@@ -52,8 +52,8 @@ pub(crate) struct ProxyState {
     pub session_limit: Arc<Limit>,
     /// No new sessions.
     pub stopping: AtomicBool,
-    /// Sessions that were logging in on a backend while a reload made it one to
-    /// leave: no round of the reload has them.
+    /// Sessions that were logging in on a backend, or on their way to it, while a
+    /// reload made it one to leave: no round of the reload has them.
     pub missed_by_reload: Sender<Arc<Session>>,
 }
 
@@ -240,7 +240,14 @@ fn open(
         read_deadline,
         parameters: Arc::new(Mutex::new(parameters)),
     };
-    let session = Session::new(name, client, link, transfer, &state.config);
+    let session = Session::new(
+        name,
+        client,
+        link,
+        transfer,
+        &state.config,
+        &state.missed_by_reload,
+    );
     Ok(Some(Opened {
         session,
         key: client_key,
@@ -275,7 +282,7 @@ impl Opened {
             // Registered too late to be asked with the others.
             session.order_end();
         }
-        if state.connector.balancer().must_drain(session.backend()) {
+        if session.must_leave() {
             // Nobody takes it where the proxy is about to end.
             let _ = state.missed_by_reload.send(Arc::clone(&session));
         }

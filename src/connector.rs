@@ -3,20 +3,22 @@
 //! Every step stands under one deadline, name resolution included.
 
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
 
 use crate::authentication::{Login, by_startup};
-use crate::balancer::{Assignment, BackendId, Balancer, NoTarget};
+use crate::balancer::{Assignment, BackendId, Balancer, NoTarget, ProbeTarget};
 use crate::config::{Address, Config};
 use crate::error::{Error, Peer, SqlState};
 use crate::frame::{Frame, FrameReader};
 use crate::message::{BackendTag, ErrorFields};
 use crate::metrics::{Event, Metrics};
+use crate::resolver::Resolver;
 use crate::socket::{ReadDeadline, Socket};
+use crate::startup::StartupPacket;
 use crate::stream::Stream;
 use crate::tls::{self, ServerTlsContext, TlsContexts};
 
@@ -40,6 +42,7 @@ pub(crate) struct Connected {
 pub(crate) struct Connector {
     balancer: Arc<Balancer>,
     metrics: Arc<Metrics>,
+    resolver: Resolver,
     settings: RwLock<Settings>,
 }
 
@@ -73,6 +76,7 @@ impl Connector {
         Self {
             balancer,
             metrics,
+            resolver: Resolver::new(),
             settings: RwLock::new(Settings::new(config, tls)),
         }
     }
@@ -177,15 +181,38 @@ impl Connector {
         read_deadline: &Arc<ReadDeadline>,
         deadline: Instant,
     ) -> Result<Connected, Error> {
-        let deadline = deadline.min(self.dial_deadline());
+        let (id, name, address) = (assignment.id(), assignment.name(), assignment.address());
         let began = Instant::now();
-        let opened = self.try_open(assignment.address(), startup, read_deadline, deadline);
+        let opened = self.open_noted(id, name, address, startup, read_deadline, Some(deadline));
+        let (server, first) = opened?;
+        self.metrics.dial_finished(began.elapsed());
+        Ok(Connected {
+            assignment,
+            server,
+            first,
+        })
+    }
+
+    /// Dials a backend once and notes what that says of it.
+    fn open_noted(
+        &self,
+        id: BackendId,
+        name: &str,
+        address: &Address,
+        startup: &[u8],
+        read_deadline: &Arc<ReadDeadline>,
+        callers_deadline: Option<Instant>,
+    ) -> Result<(FrameReader, Frame), Error> {
+        let own_deadline = self.dial_deadline();
+        let deadline = callers_deadline.map_or(own_deadline, |caller| caller.min(own_deadline));
+        let opened = self.try_open(address, startup, read_deadline, deadline);
         let slow = matches!(opened, Err(Error::Timeout { .. }));
-        let news = self
-            .balancer
-            .note_dial(assignment.id(), opened.is_ok(), slow);
-        let backend = &**assignment.name();
-        let address = assignment.address().to_string();
+        if slow && deadline < own_deadline {
+            // What was left of somebody else's time says nothing of the backend.
+            return opened;
+        }
+        let news = self.balancer.note_dial(id, opened.is_ok(), slow);
+        let (backend, address) = (name, address.to_string());
         match &opened {
             Ok(_) if news => log::info!(backend, address; "backend reachable again"),
             Err(error) if news => {
@@ -196,13 +223,19 @@ impl Connector {
             }
             Ok(_) => {}
         }
-        let (server, first) = opened?;
-        self.metrics.dial_finished(began.elapsed());
-        Ok(Connected {
-            assignment,
-            server,
-            first,
-        })
+        opened
+    }
+
+    /// Dials a backend for nobody: up to its first answer, whatever that says,
+    /// unless it says that it takes no session now.
+    pub(crate) fn probe(&self, target: &ProbeTarget) {
+        let ProbeTarget { id, name, address } = target;
+        let Ok(read_deadline) = ReadDeadline::new() else {
+            return;
+        };
+        let startup = StartupPacket::probe().to_bytes();
+        // Noted, and logged where it is news.
+        let _ = self.open_noted(*id, name, address, &startup, &read_deadline, None);
     }
 
     fn try_open(
@@ -248,7 +281,15 @@ impl Connector {
             let settings = self.settings.read();
             (Arc::clone(&settings.tls), settings.tcp_user_timeout)
         };
-        let dial_tcp = || dial_tcp(address, read_deadline, user_timeout, deadline);
+        let dial_tcp = || {
+            dial_tcp(
+                &self.resolver,
+                address,
+                read_deadline,
+                user_timeout,
+                deadline,
+            )
+        };
         let socket = dial_tcp()?;
         let failed = |source| Error::io(Peer::Server, "negotiating TLS", source);
         let stream = match tls
@@ -265,19 +306,6 @@ impl Connector {
         Ok(Arc::new(stream))
     }
 
-    /// Whether any active backend takes a TCP connection, each given `patience`.
-    #[must_use]
-    pub(crate) fn any_reachable(&self, patience: Duration) -> bool {
-        self.balancer.active().iter().any(|(_, address)| {
-            let deadline = Instant::now() + patience;
-            let found = resolve(address, deadline).unwrap_or_default();
-            found.iter().any(|address| {
-                let left = deadline.saturating_duration_since(Instant::now());
-                !left.is_zero() && TcpStream::connect_timeout(address, left).is_ok()
-            })
-        })
-    }
-
     /// Until when one dial that begins now may take.
     #[must_use]
     pub(crate) fn dial_deadline(&self) -> Instant {
@@ -287,6 +315,7 @@ impl Connector {
 
 /// A TCP connection to the first address of the name that takes one.
 fn dial_tcp(
+    resolver: &Resolver,
     address: &Address,
     read_deadline: &Arc<ReadDeadline>,
     user_timeout: Duration,
@@ -294,7 +323,7 @@ fn dial_tcp(
 ) -> Result<Socket, Error> {
     let failed = |source| Error::io(Peer::Server, CONNECTING, source);
     let mut last = io::Error::from(ErrorKind::NotFound);
-    for address in resolve(address, deadline)? {
+    for address in resolver.resolve(address, deadline)? {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             last = ErrorKind::TimedOut.into();
@@ -326,28 +355,4 @@ pub(crate) enum TargetError {
         /// How it failed.
         error: Error,
     },
-}
-
-/// The addresses of a name.  The resolver of the C library knows no deadline, so
-/// it runs on a thread of its own, which a late answer ends.
-fn resolve(address: &Address, deadline: Instant) -> Result<Vec<SocketAddr>, Error> {
-    const RESOLVING: &str = "resolving its name";
-    if let Ok(ip) = address.host.parse::<IpAddr>() {
-        return Ok(vec![SocketAddr::new(ip, address.port)]);
-    }
-    let failed = |source| Error::io(Peer::Server, RESOLVING, source);
-    let name = (address.host.clone(), address.port);
-    let (sender, receiver) = crossbeam_channel::bounded(1);
-    std::thread::Builder::new()
-        .name("resolve".to_owned())
-        .spawn(move || {
-            let found = name.to_socket_addrs().map(Iterator::collect::<Vec<_>>);
-            // The caller may have gone at its deadline.
-            let _ = sender.send(found);
-        })
-        .map_err(failed)?;
-    match receiver.recv_deadline(deadline) {
-        Ok(found) => found.map_err(failed),
-        Err(_) => Err(failed(ErrorKind::TimedOut.into())),
-    }
 }

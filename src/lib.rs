@@ -30,8 +30,8 @@
 //! | request, response | one each a session (request-N, response-N); request also serves a connection before its login | recv, send, the gate |
 //! | transfer | one a transfer (transfer-N), at most `workers` | reads until the transfer's deadline |
 //! | round | one a round (round-N) | the round's outcomes, at most a second at a time |
-//! | resolve | one a dial of a name | the C library's resolver |
-//! | drain | one, at the shutdown | the sessions' end, until `shutdown_grace` |
+//! | resolve | up to 4, once a name is dialled | the C library's resolver |
+//! | health | one a backend (health-NAME), where `health_interval` is not 0 | a dial, the interval |
 //! | admin, admin client | 1, and one a request | poll |
 //!
 //! # Locks
@@ -53,7 +53,9 @@
 //! | `CustomNames::known` | names of settings that no server lists | – |
 //! | `Limit::state` | permits of connections and sessions | – |
 //! | `ProxyState::config`, `ProxyState::tls`, `Connector::settings` | what a reload changes: copied out, never held | – |
-//! | `readiness`' `last` | the last answer of `/readyz` | – |
+//! | `Health::probers` | who looks at which backend | `Balancer::backends` |
+//! | `Resolver::lookups` | names being looked up, threads that do it | – |
+//! | `Lookup::answer` | one name's addresses | – |
 //! | `Metrics::transfers` | what a finished transfer changes together | – |
 //! | `AdminState::clients` | the admin's connections | – |
 //! | `Duplex::turn` | whose write it is, of one TLS connection | `Duplex::core` |
@@ -87,7 +89,9 @@ mod sync;
 
 // Reaching servers
 mod cancel;
+mod health;
 mod connector;
+mod resolver;
 mod authentication;
 mod balancer;
 mod registry;

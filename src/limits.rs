@@ -18,13 +18,21 @@ use crate::config::Config;
 const FILES_PER_CONNECTION: u64 = 2;
 /// A transfer's new server socket, and room for a resolver's sockets.
 const FILES_PER_WORKER: u64 = 3;
-/// Listeners, standard streams, admin clients, cancel requests, signal pipes.
+/// Listeners, standard streams, admin clients, signal pipes.
 const FILES_RESERVE: u64 = 64;
+/// Connections beyond `max_connections` that may be in their handshake: cancel
+/// requests, probes, and clients that are being told that there is no room.
+pub(crate) const EXTRA_CONNECTIONS: usize = 64;
+/// Before its login a connection has the request thread only.
+const THREADS_PER_EXTRA_CONNECTION: u64 = 1;
 /// One for requests, one for responses.
 const THREADS_PER_CONNECTION: u64 = 2;
 const THREADS_PER_WORKER: u64 = 1;
-/// Main, acceptors, signals, admin, the round's own thread.
-const THREADS_RESERVE: u64 = 16;
+/// Main, acceptors, signals, admin, the round's own thread, resolvers.
+const THREADS_RESERVE: u64 = 24;
+/// Its prober, and that one's dial.
+const THREADS_PER_BACKEND: u64 = 1;
+const FILES_PER_BACKEND: u64 = 1;
 /// Measured on Linux: a std thread's stack, its guard page, its signal stack and
 /// that one's guard page.
 const MAPS_PER_THREAD: u64 = 4;
@@ -110,11 +118,17 @@ struct Need {
 impl Need {
     fn all(config: &Config, machine: &Machine) -> [Self; 6] {
         let workers = as_u64(config.migration.workers);
+        let extra = as_u64(EXTRA_CONNECTIONS);
+        let backends = as_u64(config.backends.len());
+        let fixed_threads = workers * THREADS_PER_WORKER
+            + extra * THREADS_PER_EXTRA_CONNECTION
+            + backends * THREADS_PER_BACKEND
+            + THREADS_RESERVE;
         let threads = |resource, setting, available| Self {
             resource,
             setting,
             per_connection: THREADS_PER_CONNECTION,
-            fixed: workers * THREADS_PER_WORKER + THREADS_RESERVE,
+            fixed: fixed_threads,
             available,
         };
         [
@@ -122,7 +136,10 @@ impl Need {
                 resource: "open files",
                 setting: "the hard limit (ulimit -Hn, systemd's LimitNOFILE=)",
                 per_connection: FILES_PER_CONNECTION,
-                fixed: workers * FILES_PER_WORKER + FILES_RESERVE,
+                fixed: workers * FILES_PER_WORKER
+                    + extra * FILES_PER_CONNECTION
+                    + backends * FILES_PER_BACKEND
+                    + FILES_RESERVE,
                 available: machine.open_files,
             },
             threads(
@@ -149,8 +166,7 @@ impl Need {
                 resource: "memory maps",
                 setting: "the sysctl vm.max_map_count",
                 per_connection: THREADS_PER_CONNECTION * MAPS_PER_THREAD,
-                fixed: (workers * THREADS_PER_WORKER + THREADS_RESERVE) * MAPS_PER_THREAD
-                    + MAPS_RESERVE,
+                fixed: fixed_threads * MAPS_PER_THREAD + MAPS_RESERVE,
                 available: machine.memory_maps,
             },
         ]
@@ -268,27 +284,27 @@ mod tests {
         let table = [
             (
                 machine(|m| m.open_files = Some(1024)),
-                "max_connections = 5000 needs 10160 open files, but there are only 1024: raise the hard limit (ulimit -Hn, systemd's LimitNOFILE=) or set max_connections to 432 or less",
+                "max_connections = 5000 needs 10289 open files, but there are only 1024: raise the hard limit (ulimit -Hn, systemd's LimitNOFILE=) or set max_connections to 367 or less",
             ),
             (
                 machine(|m| m.user_threads = Some(4096)),
-                "max_connections = 5000 needs 10048 threads of this user, but there are only 4096: raise the limit (ulimit -u, systemd's LimitNPROC=) or set max_connections to 2024 or less",
+                "max_connections = 5000 needs 10121 threads of this user, but there are only 4096: raise the limit (ulimit -u, systemd's LimitNPROC=) or set max_connections to 1987 or less",
             ),
             (
-                machine(|m| m.system_threads = Some(10_047)),
-                "max_connections = 5000 needs 10048 threads of this machine, but there are only 10047: raise the sysctl kernel.threads-max or set max_connections to 4999 or less",
+                machine(|m| m.system_threads = Some(10_120)),
+                "max_connections = 5000 needs 10121 threads of this machine, but there are only 10120: raise the sysctl kernel.threads-max or set max_connections to 4999 or less",
             ),
             (
                 machine(|m| m.thread_ids = Some(4096)),
-                "max_connections = 5000 needs 10048 thread ids of this machine, but there are only 4096: raise the sysctl kernel.pid_max or set max_connections to 2024 or less",
+                "max_connections = 5000 needs 10121 thread ids of this machine, but there are only 4096: raise the sysctl kernel.pid_max or set max_connections to 1987 or less",
             ),
             (
                 machine(|m| m.cgroup_threads = Some(40)),
-                "max_connections = 5000 needs 10048 threads of this cgroup, but there are only 40: raise its pids.max (systemd's TasksMax=, a container's pids limit) or set max_connections to 1 and migration.workers lower too",
+                "max_connections = 5000 needs 10121 threads of this cgroup, but there are only 40: raise its pids.max (systemd's TasksMax=, a container's pids limit) or set max_connections to 1 and migration.workers lower too",
             ),
             (
                 machine(|m| m.memory_maps = Some(32_768)),
-                "max_connections = 5000 needs 40448 memory maps, but there are only 32768: raise the sysctl vm.max_map_count or set max_connections to 4040 or less",
+                "max_connections = 5000 needs 40740 memory maps, but there are only 32768: raise the sysctl vm.max_map_count or set max_connections to 4003 or less",
             ),
         ];
         for (machine, expected) in table {

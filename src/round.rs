@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 use parking_lot::{Condvar, Mutex};
 
+use crate::connection_limit::Limit;
 use crate::dialect::Unsupported;
 use crate::logging::Milliseconds;
 use crate::metrics::{Metrics, TransferOutcome};
@@ -36,16 +37,29 @@ pub(crate) trait Movable: Send + Sync + 'static {
     fn withdraw(&self, round: &Arc<Round>, last_written: u64);
 }
 
+/// Which sessions a round is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Aim {
+    /// Every one, wherever it is.
+    MoveAll,
+    /// Those whose backend is draining or has left the file.  An order whose session
+    /// is no longer on such a backend is dismissed: it is what the round wanted.
+    EmptyDraining,
+}
+
 #[derive(Debug, Default, Clone, Copy)]
 struct Counts {
     success: usize,
     recoverable: usize,
     fatal: usize,
+    /// Orders that were not needed any more.
+    dismissed: usize,
 }
 
 impl Counts {
+    /// Orders that are over.
     const fn done(self) -> usize {
-        self.success + self.recoverable + self.fatal
+        self.success + self.recoverable + self.fatal + self.dismissed
     }
 }
 
@@ -53,6 +67,7 @@ impl Counts {
 pub(crate) struct Round {
     number: u64,
     trigger: &'static str,
+    aim: Aim,
     started: Instant,
     sessions: usize,
     workers: Arc<Workers>,
@@ -77,6 +92,12 @@ impl Round {
     #[must_use]
     pub(crate) const fn number(&self) -> u64 {
         self.number
+    }
+
+    /// Which sessions it is about.
+    #[must_use]
+    pub(crate) const fn aim(&self) -> Aim {
+        self.aim
     }
 
     /// Who may transfer, and who is next.
@@ -121,12 +142,22 @@ impl Round {
         if outcome == TransferOutcome::Success {
             self.unsupported_told.store(false, Ordering::Relaxed);
         }
-        let mut counts = self.counts.lock();
-        match outcome {
+        self.count(|counts| match outcome {
             TransferOutcome::Success => counts.success += 1,
             TransferOutcome::Recoverable => counts.recoverable += 1,
             TransferOutcome::Fatal => counts.fatal += 1,
-        }
+        });
+    }
+
+    /// One session's order is not needed any more: the round is about one session
+    /// less.
+    pub(crate) fn dismiss(&self) {
+        self.count(|counts| counts.dismissed += 1);
+    }
+
+    fn count(&self, change: impl FnOnce(&mut Counts)) {
+        let mut counts = self.counts.lock();
+        change(&mut counts);
         if counts.done() >= self.sessions {
             self.changed.notify_all();
         }
@@ -151,7 +182,8 @@ impl Round {
             }
             let now = Instant::now();
             if now >= tick {
-                let (done, of) = (counts.done(), self.sessions);
+                let dismissed = counts.dismissed;
+                let (done, of) = (counts.done() - dismissed, self.sessions - dismissed);
                 log::info!(round = self.number, done, of, waiting = of - done; "migration");
             }
             if now >= deadline {
@@ -194,11 +226,12 @@ impl Round {
             success,
             recoverable,
             fatal,
+            dismissed,
         } = *self.counts.lock();
         log::info!(
             round = self.number,
             trigger = self.trigger,
-            sessions = self.sessions,
+            sessions = self.sessions - dismissed,
             success,
             recoverable,
             fatal,
@@ -213,6 +246,8 @@ pub(crate) struct Rounds {
     count: AtomicU64,
     workers: Arc<Workers>,
     metrics: Arc<Metrics>,
+    /// Rounds that have not written their summary.
+    under_way: Arc<Limit>,
     /// The log has said that sessions of this cluster cannot be moved, and none
     /// has been since.
     unsupported_told: Arc<AtomicBool>,
@@ -226,6 +261,7 @@ impl Rounds {
             count: AtomicU64::new(0),
             unsupported_told: Arc::default(),
             workers: Workers::new(workers),
+            under_way: Limit::new(usize::MAX),
             metrics,
         }
     }
@@ -236,23 +272,35 @@ impl Rounds {
         &self.workers
     }
 
+    /// Waits until every round has written its summary, or until `deadline`; tells
+    /// which.
+    #[must_use]
+    pub(crate) fn wait_over(&self, deadline: Instant) -> bool {
+        self.under_way.wait_empty(deadline)
+    }
+
     /// A round over `sessions`, each of which may take `wait` to reach its safe
     /// point.  Returns when every session has its order; a thread of the round's
     /// own sees to its end.
     pub(crate) fn start<S: Movable>(
         &self,
         trigger: &'static str,
+        aim: Aim,
         sessions: Vec<Arc<S>>,
         wait: Duration,
     ) {
-        let round = self.round(trigger, sessions.len());
+        let round = self.round(trigger, aim, sessions.len());
         let number = round.number;
         log::info!(round = number, trigger, sessions = sessions.len(); "migration round started");
         let (ordered, orders_given) = crossbeam_channel::bounded(1);
         let watched = Arc::clone(&round);
+        let under_way = self.under_way.take();
         let watcher = thread::Builder::new()
             .name(format!("round-{number}"))
-            .spawn(move || watched.watch(wait, &orders_given));
+            .spawn(move || {
+                watched.watch(wait, &orders_given);
+                drop(under_way);
+            });
         if let Err(error) = watcher {
             log::error!(round = number, reason:% = error; "migration round not started");
             return;
@@ -268,10 +316,11 @@ impl Rounds {
         let _ = ordered.send(waiting);
     }
 
-    fn round(&self, trigger: &'static str, sessions: usize) -> Arc<Round> {
+    fn round(&self, trigger: &'static str, aim: Aim, sessions: usize) -> Arc<Round> {
         Arc::new(Round {
             number: self.count.fetch_add(1, Ordering::Relaxed) + 1,
             trigger,
+            aim,
             started: Instant::now(),
             sessions,
             workers: Arc::clone(&self.workers),

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use socket2::{Domain, Type};
 
 use crate::admin::{Admin, Readiness};
@@ -20,16 +20,14 @@ use crate::connection::{self, ProxyState};
 use crate::connection_limit::Limit;
 use crate::connector::Connector;
 use crate::dialect::CustomNames;
+use crate::health::{self, Health};
+use crate::limits::{self, EXTRA_CONNECTIONS};
 use crate::metrics::{Event, Metrics};
 use crate::registry::Registry;
-use crate::round::Rounds;
+use crate::round::{Aim, Rounds};
 use crate::session::{STACK_BYTES, Session};
 use crate::signals::Signal;
 use crate::tls::TlsContexts;
-
-/// Connections beyond `max_connections` that may be in their handshake: cancel
-/// requests, probes, and clients that are being told that there is no room.
-const EXTRA_CONNECTIONS: usize = 64;
 
 /// Connections that may wait for their accept: what a client pool opens at once.
 /// Beyond it the kernel drops them, and a client tries again after a second.
@@ -39,7 +37,11 @@ const BACKLOG: i32 = 4096;
 /// After an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Given to connections without a session when everything else has ended.
+/// How often the end of the sessions is interrupted for a look at the signals.
+const SIGNAL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Given to rounds for their outcomes, then to connections without a session, when
+/// everything else has ended.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// The proxy, listening.
@@ -49,6 +51,8 @@ pub struct Server {
     connections: Arc<Limit>,
     config_path: PathBuf,
     missed_by_reload: Receiver<Arc<Session>>,
+    /// Stops probing when the server has gone.
+    health: Health,
     /// Stops serving when the server has gone.
     admin: Option<Admin>,
 }
@@ -111,6 +115,7 @@ impl Server {
             }
             None => None,
         };
+        let health = Health::new(&state.connector);
         let server = Self {
             state,
             admin,
@@ -118,7 +123,11 @@ impl Server {
             connections: Limit::new(limit + EXTRA_CONNECTIONS),
             config_path: config_path.to_owned(),
             missed_by_reload,
+            health,
         };
+        server
+            .health
+            .probe(server.state.config.read().health_interval);
         let numbers = Arc::new(AtomicU64::new(0));
         for listener in &server.listeners {
             let acceptor = Acceptor {
@@ -156,7 +165,7 @@ impl Server {
             crossbeam_channel::select! {
                 recv(signals) -> signal => match signal {
                     Ok(Signal::Migrate) => {
-                        self.migrate("SIGUSR1", self.state.sessions.snapshot());
+                        self.migrate("SIGUSR1", Aim::MoveAll, self.state.sessions.snapshot());
                     }
                     Ok(Signal::Reload) => self.reload(),
                     Ok(Signal::Stop) | Err(_) => break,
@@ -172,14 +181,14 @@ impl Server {
         let balancer = self.state.connector.balancer();
         sessions.retain(|session| balancer.must_drain(session.backend()));
         if !sessions.is_empty() {
-            self.migrate("SIGHUP", sessions);
+            self.migrate("SIGHUP", Aim::EmptyDraining, sessions);
         }
     }
 
     /// Starts a round over `sessions`.
-    fn migrate(&self, trigger: &'static str, sessions: Vec<Arc<Session>>) {
+    fn migrate(&self, trigger: &'static str, aim: Aim, sessions: Vec<Arc<Session>>) {
         let wait = self.state.config.read().migration.wait;
-        self.state.rounds.start(trigger, sessions, wait);
+        self.state.rounds.start(trigger, aim, sessions, wait);
     }
 
     // ---- reload ------------------------------------------------------------
@@ -200,6 +209,10 @@ impl Server {
                 return;
             }
         };
+        if let Err(error) = limits::check(&config) {
+            log::error!(file, reason:% = error; "reload failed, nothing changed");
+            return;
+        }
         let old = Arc::clone(&self.state.config.read());
         if config.listen != old.listen || config.admin_listen != old.admin_listen {
             log::warn!(file; "listen and admin_listen take effect at the next start");
@@ -218,6 +231,7 @@ impl Server {
         self.connections
             .set(config.max_connections + EXTRA_CONNECTIONS);
         self.state.custom_names.learn(&config.custom_settings);
+        self.health.probe(config.health_interval);
         *self.state.config.write() = Arc::new(config);
         log::info!(file; "configuration reloaded");
         self.move_leaving(self.state.sessions.snapshot());
@@ -242,16 +256,7 @@ impl Server {
             session.order_end();
         }
         drop(sessions);
-        let emptied = watch_empty(&self.state.session_limit, deadline);
-        let forced = loop {
-            crossbeam_channel::select! {
-                recv(emptied) -> empty => break !empty.unwrap_or(false),
-                recv(signals) -> signal => match signal {
-                    Ok(Signal::Stop) | Err(_) => break true,
-                    Ok(Signal::Migrate | Signal::Reload) => {}
-                },
-            }
-        };
+        let forced = !self.wait_sessions_end(signals, deadline);
         if forced {
             let sessions = self.state.sessions.snapshot();
             log::warn!(sessions = sessions.len(); "closing sessions that did not end in time");
@@ -259,51 +264,45 @@ impl Server {
                 session.force_end();
             }
         }
+        if !self.state.rounds.wait_over(Instant::now() + LAST_WORDS) {
+            log::debug!("rounds are cut before their summary");
+        }
         if !self.connections.wait_empty(Instant::now() + LAST_WORDS) {
             log::debug!("connections without a session are cut");
         }
         log::info!("stopped");
     }
-}
 
-/// Tells when all places are given back (true), or that `deadline` has passed.
-fn watch_empty(places: &Arc<Limit>, deadline: Instant) -> Receiver<bool> {
-    let (sender, receiver) = crossbeam_channel::bounded(1);
-    let places = Arc::clone(places);
-    let watcher = thread::Builder::new()
-        .name("drain".to_owned())
-        .spawn(move || {
-            // Whoever asked may have been told to stop at once.
-            let _ = sender.send(places.wait_empty(deadline));
-        });
-    if let Err(error) = watcher {
-        // The dropped sender reads as "not empty": sessions are closed at once.
-        log::error!(reason:% = error; "cannot wait for sessions to end");
+    /// Waits for the last session's end, until `deadline` or the next signal to
+    /// stop; false: not all have ended.
+    fn wait_sessions_end(&self, signals: &Receiver<Signal>, deadline: Instant) -> bool {
+        loop {
+            let look = deadline.min(Instant::now() + SIGNAL_INTERVAL);
+            if self.state.session_limit.wait_empty(look) {
+                return true;
+            }
+            let stop_again = signals.try_iter().any(|signal| signal == Signal::Stop);
+            if stop_again || Instant::now() >= deadline {
+                return false;
+            }
+        }
     }
-    receiver
 }
 
-/// What `/readyz` answers: at least one active backend takes connections, and
-/// the proxy takes clients.  Asked anew at most once a second.
+/// What `/readyz` answers: at least one active backend takes logins, and the proxy
+/// takes clients.
 fn readiness(state: &Arc<ProxyState>) -> Readiness {
-    const FRESH: Duration = Duration::from_secs(1);
     let state = Arc::clone(state);
-    let last: Mutex<Option<(Instant, bool)>> = Mutex::new(None);
     Arc::new(move || {
         if state.stopping.load(Ordering::SeqCst) {
             return Err("shutting down".to_owned());
         }
-        let known = *last.lock();
-        let reachable = match known {
-            Some((at, reachable)) if at.elapsed() < FRESH => reachable,
-            // Without the lock: a dial waits, and others may ask meanwhile.
-            _ => {
-                let reachable = state.connector.any_reachable(FRESH);
-                *last.lock() = Some((Instant::now(), reachable));
-                reachable
-            }
-        };
-        if reachable {
+        let interval = state.config.read().health_interval;
+        if state
+            .connector
+            .balancer()
+            .any_up(health::freshness(interval))
+        {
             Ok(())
         } else {
             Err("no active backend can be reached".to_owned())

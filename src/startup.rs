@@ -115,6 +115,22 @@ impl StartupPacket {
         }
     }
 
+    /// What a look at a backend begins with: enough for a server's first answer,
+    /// whether that asks for a password or refuses the user.
+    #[must_use]
+    pub fn probe() -> Self {
+        let parameters = [
+            ("user", "sqlproxy"),
+            ("application_name", "sqlproxy health"),
+        ];
+        Self {
+            minor: 0,
+            parameters: parameters
+                .map(|(name, value)| (name.into(), value.into()))
+                .into(),
+        }
+    }
+
     /// The last value of a parameter.
     #[must_use]
     pub fn get(&self, name: &[u8]) -> Option<&[u8]> {

@@ -109,6 +109,15 @@ impl MoveTicket {
         self.report(&Report::not_started(reason, waited));
     }
 
+    /// It is not needed any more: no outcome, and one session less in the round.
+    pub(crate) fn dismiss(mut self) {
+        self.reported = true;
+        self.gauge = None;
+        let (conn, round) = (self.name.conn, self.round.number());
+        log::debug!(conn, round; "session has left the draining backend already");
+        self.round.dismiss();
+    }
+
     fn report(&mut self, report: &Report) {
         if std::mem::replace(&mut self.reported, true) {
             return;

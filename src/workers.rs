@@ -26,6 +26,9 @@ struct Queue {
     limit: usize,
     /// Transfers under way.
     busy: usize,
+    /// Somebody offers the free places already, and will see those that come free
+    /// meanwhile.
+    serving: bool,
     waiting: VecDeque<Waiting>,
 }
 
@@ -88,27 +91,33 @@ impl Workers {
     /// Offers free places to the queue.  A session that is busy again by now
     /// comes back by itself at its next safe point, and joins the queue again
     /// where no place is free then or another session took this one.
+    ///
+    /// Never within itself: a transfer that fails to begin gives its place back at
+    /// once, and a thousand of them in a row would be a thousand calls deep.
     fn serve_queue(&self) {
-        loop {
-            let next = {
-                let mut queue = self.queue.lock();
-                if queue.busy >= queue.limit {
-                    return;
-                }
-                let next = queue.waiting.pop_front();
-                if let Some(next) = &next {
-                    next.queued.store(false, Ordering::Relaxed);
-                }
-                next
-            };
-            match next {
-                None => return,
-                // No lock is held: this takes the session's.
-                Some(next) => {
-                    if let Some(session) = next.session.upgrade() {
-                        session.retry_order();
-                    }
-                }
+        if std::mem::replace(&mut self.queue.lock().serving, true) {
+            return;
+        }
+        while let Some(next) = self.next_to_serve() {
+            // No lock is held: this takes the session's.
+            if let Some(session) = next.upgrade() {
+                session.retry_order();
+            }
+        }
+    }
+
+    /// The first in the queue, where a place is free; otherwise the serving ends.
+    fn next_to_serve(&self) -> Option<Weak<dyn RetryOrder>> {
+        let mut queue = self.queue.lock();
+        let free = queue.busy < queue.limit;
+        match free.then(|| queue.waiting.pop_front()).flatten() {
+            Some(Waiting { session, queued }) => {
+                queued.store(false, Ordering::Relaxed);
+                Some(session)
+            }
+            None => {
+                queue.serving = false;
+                None
             }
         }
     }
@@ -118,5 +127,63 @@ impl Drop for WorkerPermit {
     fn drop(&mut self) {
         self.workers.queue.lock().busy -= 1;
         self.workers.serve_queue();
+    }
+}
+
+#[cfg(test)]
+#[expect(
+    clippy::unwrap_used,
+    reason = "a failed expectation is the test's failure"
+)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    /// A session whose transfer cannot begin: it gives its place back at once.
+    struct Unlucky {
+        workers: Arc<Workers>,
+        queued: Arc<AtomicBool>,
+        this: Weak<Unlucky>,
+        retries: AtomicUsize,
+    }
+
+    impl Unlucky {
+        fn try_start(&self) {
+            let session = Weak::clone(&self.this) as Weak<dyn RetryOrder>;
+            drop(self.workers.take_or_queue(&self.queued, &session));
+        }
+    }
+
+    impl RetryOrder for Unlucky {
+        fn retry_order(&self) {
+            self.retries.fetch_add(1, Ordering::Relaxed);
+            self.try_start();
+        }
+    }
+
+    #[test]
+    fn a_long_queue_of_transfers_that_cannot_begin_is_served_to_its_end() {
+        let workers = Workers::new(1);
+        let first = Arc::default();
+        let nobody = Weak::<Unlucky>::new();
+        let permit = workers.take_or_queue(&first, &(nobody as Weak<dyn RetryOrder>));
+        let sessions: Vec<_> = (0..100_000)
+            .map(|_| {
+                Arc::new_cyclic(|this| Unlucky {
+                    workers: Arc::clone(&workers),
+                    queued: Arc::default(),
+                    this: Weak::clone(this),
+                    retries: AtomicUsize::new(0),
+                })
+            })
+            .collect();
+        for session in &sessions {
+            session.try_start();
+        }
+        drop(permit.unwrap());
+        let retries = |session: &Unlucky| session.retries.load(Ordering::Relaxed);
+        assert!(sessions.iter().all(|session| retries(session) == 1));
+        assert!(workers.has_room());
     }
 }

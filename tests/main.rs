@@ -15,6 +15,8 @@
 //! | a cancel is lost or hits the wrong query | cancel |
 //! | TLS: handshakes, certificates, channel binding, alerts | tls |
 //! | a reload loses or changes what it should not | reload, tls/reload |
+//! | `/readyz` is wrong or late, a backend counts as up or down and is not | health |
+//! | a server's bytes cost memory or time that they should not | hostile_servers |
 //! | the end: SIGTERM, last messages, exit codes | shutdown |
 //! | command line, configuration errors | options, `src/config/tests.rs` |
 //! | a counter or a gauge is off, the admin's HTTP | metrics, `src/admin/tests.rs` |
@@ -37,6 +39,8 @@ mod cancel;
 mod dead_peers;
 mod exchange;
 mod fuzz;
+mod health;
+mod hostile_servers;
 mod metrics;
 mod moving;
 mod options;

@@ -3,8 +3,11 @@
 use std::collections::HashSet;
 use std::time::Instant;
 
+use rustix::process::Signal;
+
+use crate::support::gate::Gate;
 use crate::support::proxy::{Proxy, Setup};
-use crate::support::server::{Server, WHO};
+use crate::support::server::{Server, WHO, restored, transfer_state};
 use crate::support::soon;
 
 /// The backend that a new session gets.
@@ -71,4 +74,91 @@ fn a_broken_file_changes_nothing_and_is_named() {
     let mut more: Vec<_> = (0..3).map(|_| proxy.login("maria")).collect();
     let homes: HashSet<_> = more.iter_mut().map(|client| client.value(WHO)).collect();
     assert_eq!(homes.len(), 2);
+}
+
+/// A server that says when a session is to be restored on it, and does so when it
+/// is let.
+fn hesitant(reached: &Gate, go_on: &Gate) -> Server {
+    let (reached, go_on) = (reached.clone(), go_on.clone());
+    Server::start(move |mut end| {
+        end.welcome();
+        end.echo_with(transfer_state, || {
+            reached.open();
+            go_on.wait();
+            restored()
+        });
+    })
+}
+
+#[test]
+fn a_session_on_its_way_to_a_backend_that_became_draining_moves_on() {
+    let (reached, go_on) = (Gate::default(), Gate::default());
+    let servers = [
+        Server::echoing(),
+        hesitant(&reached, &go_on),
+        Server::echoing(),
+    ];
+    let setup = Setup::new(&servers.each_ref().map(Server::address)).patient();
+    let proxy = setup.start();
+    let mut client = proxy.login("maria");
+    proxy.signal(Signal::USR1);
+    reached.wait();
+    let position = proxy.log().position();
+    proxy.reconfigure(&setup.clone().state(1, "draining").text());
+    proxy.wait_log(position, |line| line.is("configuration reloaded"));
+    go_on.open();
+    let first = proxy.wait_round(position);
+    assert_eq!(first.only().line.get("to"), "pod-1");
+    let second = proxy.wait_log(position, |line| {
+        line.is("migration round finished") && line.get("trigger") == "SIGHUP"
+    });
+    assert_eq!(second.get("success"), "1", "{}", second.raw);
+    assert_ne!(client.value(WHO), servers[1].address().to_string());
+}
+
+#[test]
+fn an_order_to_leave_a_backend_that_was_left_meanwhile_is_dismissed() {
+    let (reached, go_on) = (Gate::default(), Gate::default());
+    let servers = [Server::echoing(), hesitant(&reached, &go_on)];
+    let setup = Setup::new(&servers.each_ref().map(Server::address)).patient();
+    let proxy = setup.start();
+    let mut client = proxy.login("maria");
+    proxy.signal(Signal::USR1);
+    reached.wait();
+    let position = proxy.log().position();
+    proxy.reconfigure(&setup.clone().state(0, "draining").text());
+    proxy.wait_log(position, |line| {
+        line.is("migration round started") && line.get("trigger") == "SIGHUP"
+    });
+    go_on.open();
+    let finished = proxy.wait_log(position, |line| {
+        line.is("migration round finished") && line.get("trigger") == "SIGHUP"
+    });
+    let counts = ["sessions", "success", "recoverable", "fatal"].map(|key| finished.get(key));
+    assert_eq!(counts, ["0"; 4], "{}", finished.raw);
+    assert_eq!(client.value(WHO), servers[1].address().to_string());
+}
+
+#[test]
+fn a_limit_that_the_machine_cannot_hold_is_refused_at_a_reload_too() {
+    let servers = [Server::echoing(), Server::echoing()];
+    let setup = Setup::new(&servers.each_ref().map(Server::address));
+    let proxy = setup.start();
+    let mut client = proxy.login("maria");
+    let position = proxy.log().position();
+    let too_many = setup
+        .clone()
+        .state(0, "draining")
+        .top("max_connections = 1000000");
+    proxy.reconfigure(&too_many.text());
+    let refused = proxy.wait_log(position, |line| line.is("reload failed, nothing changed"));
+    let reason = refused.get("reason");
+    assert!(
+        reason.starts_with("max_connections = 1000000 needs "),
+        "{reason}"
+    );
+    // It is not draining.
+    let mut second = proxy.login("maria");
+    let homes = [client.value(WHO), second.value(WHO)];
+    assert_ne!(homes[0], homes[1]);
 }

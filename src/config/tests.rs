@@ -33,6 +33,7 @@ fn one_backend_is_enough_and_the_rest_has_defaults() {
             connect_timeout: Duration::from_secs(5),
             shutdown_grace: Duration::from_secs(30),
             tcp_user_timeout: Duration::from_secs(60),
+            health_interval: Duration::from_secs(2),
             dialect: Dialect::CockroachDb,
             login: None,
             custom_settings: Vec::new(),
@@ -68,6 +69,7 @@ handshake_timeout = "500ms"
 connect_timeout = "2m"
 shutdown_grace = "0s"
 tcp_user_timeout = "0s"
+health_interval = "500ms"
 dialect = "postgresql"
 custom_settings = ["app.tenant"]
 [client_tls]
@@ -103,6 +105,7 @@ address = "[fe80::1%eth0]:65535"
         connect_timeout: Duration::from_secs(120),
         shutdown_grace: Duration::ZERO,
         tcp_user_timeout: Duration::ZERO,
+        health_interval: Duration::from_millis(500),
         dialect: Dialect::PostgreSql,
         login: Some(LoginMethod::Trust),
         custom_settings: vec!["app.tenant".to_owned()],
@@ -312,7 +315,7 @@ fn a_bad_key_is_named_with_its_line() {
         ),
         (
             "\nport = 1",
-            "2: unknown key \"port\"; expected one of \"listen\", \"admin_listen\", \"max_connections\", \"handshake_timeout\", \"connect_timeout\", \"shutdown_grace\", \"tcp_user_timeout\", \"dialect\", \"custom_settings\", \"client_tls\", \"server_tls\", \"migration\", \"login\", \"backend\"",
+            "2: unknown key \"port\"; expected one of \"listen\", \"admin_listen\", \"max_connections\", \"handshake_timeout\", \"connect_timeout\", \"shutdown_grace\", \"tcp_user_timeout\", \"health_interval\", \"dialect\", \"custom_settings\", \"client_tls\", \"server_tls\", \"migration\", \"login\", \"backend\"",
         ),
         (
             "migration = 3",

@@ -10,21 +10,27 @@ use super::proxy::Proxy;
 /// For [`super::proxy::Setup::top`]: without it there is nothing to scrape.
 pub(crate) const ADMIN: &str = "admin_listen = \"127.0.0.1:0\"";
 
+/// Asks the admin for `path`: status and body.
+pub(crate) fn http_get(proxy: &Proxy, path: &str) -> (u16, String) {
+    let line = proxy.wait_log(0, |line| line.is("admin listening"));
+    let mut stream = TcpStream::connect(line.get("address")).unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: proxy\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap();
+    (status.parse().unwrap(), body.to_owned())
+}
+
 /// One scrape: the plain samples, without histograms' buckets.
 #[derive(Debug)]
 pub(crate) struct Scrape(BTreeMap<String, f64>);
 
 impl Scrape {
     pub(crate) fn of(proxy: &Proxy) -> Self {
-        let line = proxy.wait_log(0, |line| line.is("admin listening"));
-        let mut stream = TcpStream::connect(line.get("address")).unwrap();
-        stream
-            .write_all(b"GET /metrics HTTP/1.1\r\nHost: proxy\r\nConnection: close\r\n\r\n")
-            .unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        let (status, body) = http_get(proxy, "/metrics");
+        assert_eq!(status, 200, "{body}");
         let samples = body
             .lines()
             .filter(|line| !line.starts_with('#') && !line.contains('{'))

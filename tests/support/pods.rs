@@ -10,7 +10,7 @@ use tempfile::TempDir;
 pub(crate) struct Pods {
     pods: Vec<Pod>,
     // Dropped behind the pods that have it open.
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl Pods {
@@ -28,10 +28,7 @@ impl Pods {
                 Pod::start(adapt(config)).unwrap()
             })
             .collect();
-        Self {
-            pods,
-            _directory: directory,
-        }
+        Self { pods, directory }
     }
 
     pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
@@ -46,6 +43,15 @@ impl Pods {
     pub(crate) fn named(&self, name: &str) -> &Pod {
         let number: usize = name.strip_prefix("pod-").unwrap().parse().unwrap();
         &self.pods[number]
+    }
+
+    /// Starts the pod of that name again, where it was.
+    pub(crate) fn restart(&mut self, name: &str) {
+        let number: usize = name.strip_prefix("pod-").unwrap().parse().unwrap();
+        let address = self.pods[number].address().to_string();
+        let database = self.directory.path().join("tenant.db");
+        let config = Config::new(name, &database).listen(&address);
+        self.pods[number] = Pod::start(config).unwrap();
     }
 
     /// Kills the pod of that name with its connections.

@@ -59,7 +59,12 @@ impl Setup {
     }
 
     pub(crate) fn text(&self) -> String {
-        let mut text = format!("listen = \"127.0.0.1:0\"\n{}\n{}", self.top, self.sections);
+        let mut top = self.top.clone();
+        if !top.contains("health_interval") {
+            // A script would take the look at it for a client.
+            top.push_str("health_interval = \"0s\"\n");
+        }
+        let mut text = format!("listen = \"127.0.0.1:0\"\n{top}\n{}", self.sections);
         for (name, address, state) in &self.backends {
             write!(
                 text,
