@@ -7,8 +7,8 @@
 //! joined. Parsing is httparse's.
 //!
 //! Invariants: at most `MAX_CLIENTS` connections, each gone after
-//! `CLIENT_DEADLINE` at the latest, so that a stuck client delays others by no
-//! more than that; no thread outlives the `Admin`.
+//! `CLIENT_DEADLINE` at the latest, and who has sent no request keeps nobody
+//! waiting; no thread outlives the `Admin`.
 
 mod http;
 #[cfg(test)]
@@ -29,8 +29,11 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use crate::metrics::Metrics;
 use http::{Request, RequestError, Response};
 
-/// A prober or two, Prometheus and an operator; further clients wait to be accepted.
+/// A prober or two, Prometheus and an operator.  A further one takes the place of the
+/// oldest that has not sent its request, or else waits to be accepted.
 const MAX_CLIENTS: usize = 8;
+/// From accept to the end of the request's head: whoever asks has it ready.
+const HEAD_DEADLINE: Duration = Duration::from_secs(1);
 /// From accept to close. The answers are made in memory, so only a client's own
 /// slowness needs any of it.
 const CLIENT_DEADLINE: Duration = Duration::from_secs(5);
@@ -61,8 +64,15 @@ struct AdminState {
     stopping: AtomicBool,
     /// Wakes the acceptor: to stop, or because a client has gone.
     wake: OwnedFd,
-    /// Who is connected; dead entries are those that have gone.
-    clients: Mutex<Vec<Weak<TcpStream>>>,
+    /// Who is connected, the oldest first; dead entries are those that have gone.
+    clients: Mutex<Vec<Connection>>,
+}
+
+/// A client as the acceptor sees it.
+struct Connection {
+    stream: Weak<TcpStream>,
+    /// It may have to make room: its request's head has not come.
+    evictable: Arc<AtomicBool>,
 }
 
 struct Route {
@@ -154,11 +164,39 @@ impl AdminState {
         let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
     }
 
-    fn has_room(&self) -> bool {
+    fn room(&self) -> Room {
         let mut clients = self.clients.lock();
-        clients.retain(|client| client.strong_count() > 0);
-        clients.len() < MAX_CLIENTS
+        clients.retain(|client| client.stream.strong_count() > 0);
+        if clients.len() < MAX_CLIENTS {
+            return Room::Free;
+        }
+        let evictable = |client: &Connection| client.evictable.load(Ordering::SeqCst);
+        match clients.iter().any(evictable) {
+            true => Room::Evictable,
+            false => Room::None,
+        }
     }
+
+    /// Ends the oldest client that has sent no request.
+    fn evict(&self) {
+        let clients = self.clients.lock();
+        let oldest = clients
+            .iter()
+            .find(|client| client.evictable.swap(false, Ordering::SeqCst));
+        if let Some(stream) = oldest.and_then(|client| client.stream.upgrade()) {
+            // Its thread wakes, and makes room.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+/// Whether a further client can be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Room {
+    Free,
+    /// Where another one is ended for it.
+    Evictable,
+    None,
 }
 
 /// The acceptor's life.
@@ -166,10 +204,15 @@ fn serve(listener: &TcpListener, state: &Arc<AdminState>) {
     // The scope joins every client's thread.
     thread::scope(|scope| {
         while !state.stopping.load(Ordering::SeqCst) {
-            let has_room = state.has_room();
-            wait(listener, state, has_room);
-            if !has_room {
-                continue;
+            let room = state.room();
+            let has_come = wait(listener, state, room != Room::None);
+            match room {
+                Room::Free => {}
+                Room::Evictable if has_come => {
+                    state.evict();
+                    continue;
+                }
+                Room::Evictable | Room::None => continue,
             }
             match listener.accept() {
                 Ok((stream, _)) => {
@@ -186,7 +229,7 @@ fn serve(listener: &TcpListener, state: &Arc<AdminState>) {
             .clients
             .lock()
             .iter()
-            .filter_map(Weak::upgrade)
+            .filter_map(|client| client.stream.upgrade())
             .collect();
         for client in clients {
             let _ = client.shutdown(Shutdown::Both);
@@ -194,15 +237,19 @@ fn serve(listener: &TcpListener, state: &Arc<AdminState>) {
     });
 }
 
-/// Until there is a client (where there is room for one) or a reason to look again.
-fn wait(listener: &TcpListener, state: &AdminState, has_room: bool) {
+/// Until there is a client (where one is `wanted`) or a reason to look again; tells
+/// whether there is a client.
+fn wait(listener: &TcpListener, state: &AdminState, wanted: bool) -> bool {
     let mut events = vec![PollFd::new(&state.wake, PollFlags::IN)];
-    if has_room {
+    if wanted {
         events.push(PollFd::new(listener, PollFlags::IN));
     }
     // Interrupted: the caller's loop looks at everything again.
     let _ = poll(&mut events, None);
     let _ = rustix::io::read(&state.wake, &mut [0_u8; 8]);
+    events
+        .get(1)
+        .is_some_and(|event| !event.revents().is_empty())
 }
 
 /// Most failures of accept concern the one client; the rest (no descriptor, no
@@ -221,25 +268,46 @@ fn pause_after(error: &io::Error, state: &AdminState) {
 /// One connection; makes room when it is dropped, also after a panic.
 struct Client {
     stream: Option<Arc<TcpStream>>,
+    evictable: Arc<AtomicBool>,
     state: Arc<AdminState>,
 }
 
 impl Client {
     fn new(stream: TcpStream, state: &Arc<AdminState>) -> Self {
         let stream = Arc::new(stream);
-        state.clients.lock().push(Arc::downgrade(&stream));
+        let evictable = Arc::new(AtomicBool::new(true));
+        state.clients.lock().push(Connection {
+            stream: Arc::downgrade(&stream),
+            evictable: Arc::clone(&evictable),
+        });
         Self {
             stream: Some(stream),
+            evictable,
             state: Arc::clone(state),
         }
     }
 
     fn serve(self) {
         let Some(stream) = &self.stream else { return };
-        let deadline = Instant::now() + CLIENT_DEADLINE;
-        if let Err(error) = exchange(stream, &self.state, deadline) {
+        if let Err(error) = self.exchange(stream) {
             log::debug!(error:%; "admin client failed");
         }
+    }
+
+    /// One request, one response.
+    fn exchange(&self, stream: &TcpStream) -> io::Result<()> {
+        let accepted = Instant::now();
+        // Accepted sockets inherit non-blocking mode on some systems.
+        stream.set_nonblocking(false)?;
+        let request = http::read_request(stream, accepted + HEAD_DEADLINE);
+        self.evictable.store(false, Ordering::SeqCst);
+        let (response, with_body) = match request {
+            Ok(request) => (answer(&request, &self.state), request.method != "HEAD"),
+            Err(RequestError::Malformed) => (Response::text(400, "not an HTTP request\n"), true),
+            Err(RequestError::TooLarge) => (Response::text(431, "the header is too large\n"), true),
+            Err(RequestError::Read(error)) => return Err(error),
+        };
+        http::write_response(stream, &response, with_body, accepted + CLIENT_DEADLINE)
     }
 }
 
@@ -249,19 +317,6 @@ impl Drop for Client {
         self.stream = None;
         self.state.wake();
     }
-}
-
-/// One request, one response.
-fn exchange(stream: &TcpStream, state: &AdminState, deadline: Instant) -> io::Result<()> {
-    // Accepted sockets inherit non-blocking mode on some systems.
-    stream.set_nonblocking(false)?;
-    let (response, with_body) = match http::read_request(stream, deadline) {
-        Ok(request) => (answer(&request, state), request.method != "HEAD"),
-        Err(RequestError::Malformed) => (Response::text(400, "not an HTTP request\n"), true),
-        Err(RequestError::TooLarge) => (Response::text(431, "the header is too large\n"), true),
-        Err(RequestError::Read(error)) => return Err(error),
-    };
-    http::write_response(stream, &response, with_body, deadline)
 }
 
 fn answer(request: &Request, state: &AdminState) -> Response {

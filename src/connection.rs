@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::connection_limit::{Limit, Permit};
 use crate::connector::{Connected, Connector};
 use crate::dialect::CustomNames;
-use crate::error::{Error, Peer, Refusal, SqlState};
+use crate::error::{Error, Peer, Refusal, SqlState, shown};
 use crate::logging::event;
 use crate::message::fatal_error;
 use crate::metrics::{Event, Gauge, Metrics};
@@ -108,8 +108,8 @@ pub(crate) fn serve(
             let name = Arc::new(SessionName {
                 conn,
                 client: client_address.to_string(),
-                user: admitted.startup.user(),
-                database: admitted.startup.database(),
+                user: shown(&admitted.startup.user()),
+                database: shown(&admitted.startup.database()),
             });
             let client = Arc::clone(admitted.client.stream());
             let opened = open(state, &config, &name, admitted, read_deadline, deadline);

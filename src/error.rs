@@ -8,6 +8,28 @@ use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, ErrorKind};
 
+/// A text that a peer chose, as a log line shows it: 128 characters, then how many
+/// bytes there were.
+#[must_use]
+pub(crate) fn shown(text: &str) -> String {
+    shorten(text, SHOWN_CHARS)
+}
+
+const SHOWN_CHARS: usize = 128;
+
+/// The first `chars` characters of `text`, then how many bytes there were.
+#[must_use]
+pub(crate) fn shorten(text: &str, chars: usize) -> String {
+    match text.char_indices().nth(chars) {
+        Some((end, _)) => format!(
+            "{}…({} bytes)",
+            text.get(..end).unwrap_or_default(),
+            text.len()
+        ),
+        None => text.to_owned(),
+    }
+}
+
 /// The two sides of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Peer {
@@ -324,5 +346,18 @@ impl Error {
                 failed("the SQL server broke the protocol")
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_peer_chose_is_cut_and_its_length_told() {
+        let long = "ä".repeat(10_000);
+        assert_eq!(shown(&long), format!("{}…(20000 bytes)", "ä".repeat(128)));
+        let fits = "ä".repeat(128);
+        assert_eq!(shown(&fits), fits);
     }
 }

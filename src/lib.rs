@@ -32,6 +32,7 @@
 //! | round | one a round (round-N) | the round's outcomes, at most a second at a time |
 //! | resolve | up to 4, once a name is dialled | the C library's resolver |
 //! | health | one a backend (health-NAME), where `health_interval` is not 0 | a dial, the interval |
+//! | log | 1 | a log line, stderr |
 //! | admin, admin client | 1, and one a request | poll |
 //!
 //! # Locks
@@ -57,6 +58,7 @@
 //! | `Resolver::lookups` | names being looked up, threads that do it | – |
 //! | `Lookup::answer` | one name's addresses | – |
 //! | `Metrics::transfers` | what a finished transfer changes together | – |
+//! | `LogWriter::queue` | lines on their way to stderr | – |
 //! | `AdminState::clients` | the admin's connections | – |
 //! | `Duplex::turn` | whose write it is, of one TLS connection | `Duplex::core` |
 //! | `Duplex::core` | its TLS library, never while anything waits | – |
@@ -125,7 +127,7 @@ pub mod internal {
     pub use crate::arguments::Arguments;
     pub use crate::config::Config;
     pub use crate::limits::check as check_limits;
-    pub use crate::logging::init as init_log;
+    pub use crate::logging::{flush as flush_log, init as init_log};
     pub use crate::server::Server;
     pub use crate::signals::install as install_signals;
 

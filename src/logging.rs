@@ -1,33 +1,81 @@
 //! One event a line on stderr: time, level, words, `key=value` pairs.
 //!
 //! The pairs come through log's `kv`. Invariant: whatever a client, a server or an
-//! error puts into a value, the event stays on its line and the pairs can be
-//! taken apart again.
+//! error puts into a value, the event stays on its line, which has its limit, and
+//! the pairs can be taken apart again.  `writer` takes the lines to stderr.
+
+mod writer;
 
 use std::fmt::{self, Write as _};
-use std::io::Write as _;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::io::{self, IsTerminal, Write as _};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use env_logger::{Builder, Target};
+use env_logger::{Builder, Target, WriteStyle};
 use log::kv::{self, VisitSource};
-use log::{LevelFilter, Record};
+use log::{Level, LevelFilter, Record};
+
+use crate::error::shorten;
+use writer::LogWriter;
+
+/// Of a value, so many characters are shown; a peer's are cut earlier, see
+/// [`shown`](crate::error::shown).
+const MAX_VALUE_CHARS: usize = 1024;
+/// A line is cut here, below what journald splits (its `LineMax`, 48 KiB).
+const MAX_LINE_BYTES: usize = 16 * 1024;
+/// Given to the last lines when the process ends.
+const FLUSH: Duration = Duration::from_secs(1);
+
+/// The log, once it has been started.
+static WRITER: OnceLock<Arc<LogWriter>> = OnceLock::new();
 
 /// Starts the log: level info, or what `RUST_LOG` asks for; colours only on a
-/// terminal. A second call changes nothing.
-pub fn init() {
+/// terminal.  A second call changes nothing.
+///
+/// # Errors
+/// There is no thread for it.
+pub fn init() -> io::Result<()> {
+    if WRITER.get().is_some() {
+        return Ok(());
+    }
+    let tell_dropped = |count: u64| {
+        let pairs = [("count", kv::Value::from(count))];
+        let dropped = Record::builder()
+            .level(Level::Warn)
+            .args(format_args!("log lines dropped"))
+            .key_values(&pairs)
+            .build();
+        format_line(SystemTime::now(), Level::Warn.as_str(), &dropped)
+    };
+    let writer = LogWriter::start(tell_dropped, writer::write_stderr)?;
+    let coloured = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let style = match coloured {
+        true => WriteStyle::Always,
+        false => WriteStyle::Never,
+    };
     let mut builder = Builder::new();
     builder
         .filter_level(LevelFilter::Info)
+        .write_style(style)
         .parse_default_env()
-        .target(Target::Stderr)
+        .target(Target::Pipe(Box::new(writer::Target(Arc::clone(&writer)))))
         .format(|formatter, record| {
             let style = formatter.default_level_style(record.level());
             let level = format!("{style}{}{style:#}", record.level());
             let line = format_line(SystemTime::now(), &level, record);
-            // env_logger collects this and writes the line at once.
+            // env_logger collects this and hands the line over at once.
             formatter.write_all(line.as_bytes())
         });
     let _ = builder.try_init();
+    let _ = WRITER.set(writer);
+    Ok(())
+}
+
+/// Gives the last lines a second to be written, before the process ends.
+pub fn flush() {
+    if let Some(writer) = WRITER.get() {
+        writer.flush(Instant::now() + FLUSH);
+    }
 }
 
 /// A duration as the log's `…_ms` keys show it: milliseconds with one decimal.
@@ -67,6 +115,11 @@ fn format_line(now: SystemTime, level: &str, record: &Record<'_>) -> String {
     let _ = write!(words, "{}", record.args());
     push_escaped(&mut line, &words, false);
     let _ = record.key_values().visit(&mut Pairs(&mut line));
+    if line.len() > MAX_LINE_BYTES {
+        let end = (0..=MAX_LINE_BYTES).rfind(|&end| line.is_char_boundary(end));
+        line.truncate(end.unwrap_or_default());
+        line.push('…');
+    }
     line.push('\n');
     line
 }
@@ -78,6 +131,7 @@ impl<'kvs> VisitSource<'kvs> for Pairs<'_> {
     fn visit_pair(&mut self, key: kv::Key<'kvs>, value: kv::Value<'kvs>) -> Result<(), kv::Error> {
         let mut text = String::new();
         let _ = write!(text, "{value}");
+        let text = shorten(&text, MAX_VALUE_CHARS);
         self.0.push(' ');
         self.0.push_str(key.as_str());
         self.0.push('=');
@@ -114,8 +168,6 @@ fn push_escaped(line: &mut String, text: &str, quoted: bool) {
 
 #[cfg(test)]
 mod tests {
-    use log::Level;
-
     use super::*;
 
     fn line(words: fmt::Arguments<'_>, pairs: &dyn kv::Source) -> String {
@@ -204,6 +256,23 @@ mod tests {
         );
         let late = UNIX_EPOCH + Duration::from_secs(400_000_000_000);
         assert!(format_line(late, "WARN", &record).ends_with(" good=1\n"));
+    }
+
+    #[test]
+    fn what_is_long_is_cut_and_its_length_told() {
+        let long = "ä".repeat(10_000);
+        let found = line(format_args!("words"), &[("key", long.as_str())]);
+        assert!(found.len() < 3000, "{found}");
+        assert!(found.ends_with("ä…(20000 bytes)\"\n") || found.ends_with("ä…(20000 bytes)\n"));
+        // Escaped, each of them is eight times as long.
+        let pairs: Vec<_> = (0..40).map(|_| ("key", "\u{2028}".repeat(1024))).collect();
+        let pairs: Vec<(&str, kv::Value<'_>)> = pairs
+            .iter()
+            .map(|(key, value)| (*key, value.as_str().into()))
+            .collect();
+        let found = line(format_args!("words"), &pairs.as_slice());
+        assert!(found.len() <= MAX_LINE_BYTES + 4, "{}", found.len());
+        assert!(found.ends_with("…\n"));
     }
 
     #[test]

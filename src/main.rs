@@ -3,14 +3,16 @@
 use std::process::ExitCode;
 
 use sqlproxy::internal::{
-    Arguments, Config, Server, TlsContexts, check_limits, init_log, install_signals,
+    Arguments, Config, Server, TlsContexts, check_limits, flush_log, init_log, install_signals,
 };
 
 /// A configuration or a machine that the proxy cannot run with.
 const BAD_START: u8 = 2;
 
 fn main() -> ExitCode {
-    match run(&Arguments::from_command_line()) {
+    let ended = run(&Arguments::from_command_line());
+    flush_log();
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
             eprintln!("sqlproxy: {message}");
@@ -22,7 +24,7 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<(), String> {
     let config = Config::load(&arguments.config).map_err(|error| error.to_string())?;
     check_limits(&config).map_err(|error| error.to_string())?;
-    init_log();
+    init_log().map_err(|error| format!("cannot start a thread: {error}"))?;
     let tls = TlsContexts::load(config.client_tls.as_ref(), &config.server_tls)
         .map_err(|error| error.to_string())?;
     if arguments.check_config {

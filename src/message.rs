@@ -4,7 +4,7 @@
 //! Source: PostgreSQL documentation, "Frontend/Backend Protocol", section
 //! "Message Formats".  Nothing here reads or writes a socket; see `frame`.
 
-use crate::error::SqlState;
+use crate::error::{SqlState, shown};
 
 /// Type byte of a message that a client sends (frontend message).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -146,7 +146,8 @@ pub fn parameter_status(body: &[u8]) -> Option<(&[u8], &[u8])> {
     rest.is_empty().then_some((name, value))
 }
 
-/// The fields of an ErrorResponse or NoticeResponse that the proxy looks at.
+/// The fields of an ErrorResponse or NoticeResponse that the proxy looks at, as its
+/// log may show them: each at most 128 characters.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ErrorFields {
     /// `V`, else `S`: the severity, never translated where the server sends `V`
@@ -167,7 +168,7 @@ impl ErrorFields {
             let Some((value, rest)) = split_cstr(rest) else {
                 break;
             };
-            let text = || String::from_utf8_lossy(value).into_owned();
+            let text = || shown(&String::from_utf8_lossy(value));
             match code {
                 b'V' => fields.severity = text(),
                 b'S' if fields.severity.is_empty() => fields.severity = text(),

@@ -9,9 +9,9 @@ pub(crate) struct SessionName {
     pub conn: u64,
     /// The client's address.
     pub client: String,
-    /// From the startup packet; empty before it.
+    /// From the startup packet, as [`crate::error::shown`]; empty before it.
     pub user: String,
-    /// From the startup packet; empty before it.
+    /// The same.
     pub database: String,
 }
 

@@ -17,6 +17,7 @@
 //! | a reload loses or changes what it should not | reload, tls/reload |
 //! | `/readyz` is wrong or late, a backend counts as up or down and is not | health |
 //! | a server's bytes cost memory or time that they should not | hostile_servers |
+//! | a log line is forged, swollen or lost, or the log stops the proxy | logging |
 //! | the end: SIGTERM, last messages, exit codes | shutdown |
 //! | command line, configuration errors | options, `src/config/tests.rs` |
 //! | a counter or a gauge is off, the admin's HTTP | metrics, `src/admin/tests.rs` |
@@ -41,6 +42,7 @@ mod exchange;
 mod fuzz;
 mod health;
 mod hostile_servers;
+mod logging;
 mod metrics;
 mod moving;
 mod options;

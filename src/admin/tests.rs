@@ -169,6 +169,17 @@ fn stuck_clients_delay_others_only_up_to_their_deadline() {
     drop(more);
 }
 
+/// As many as keep the listener's queue full do not keep a prober waiting.
+#[test]
+fn silent_clients_make_room_for_one_that_asks() {
+    let admin = start(ready());
+    let silent: Vec<TcpStream> = (0..5 * MAX_CLIENTS).map(|_| connect(&admin)).collect();
+    let begin = Instant::now();
+    assert!(get(&admin, "/healthz").ends_with("alive\n"));
+    assert!(begin.elapsed() < CLIENT_DEADLINE);
+    drop(silent);
+}
+
 #[test]
 fn stop_ends_stuck_clients_and_frees_the_port() {
     let admin = start(ready());

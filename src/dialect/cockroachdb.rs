@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::{
     Answer, BadAnswer, Conversation, Request, SessionState, SessionTransfer, Turn, Unsupported,
 };
-use crate::error::{Error, Refusal};
+use crate::error::{Error, Refusal, shown};
 use crate::message::query;
 use crate::parameters::Parameters;
 use crate::startup::StartupPacket;
@@ -95,7 +95,7 @@ impl Conversation<Box<dyn SessionState>> for StateQuery {
         }
         // NULL means no error: an empty text would be an error without words.
         if let Some(error) = error {
-            let text = String::from_utf8_lossy(error).into_owned();
+            let text = shown(&String::from_utf8_lossy(error));
             return Err(if text == TOKENS_UNSUPPORTED.refusal {
                 BadAnswer::Unsupported(TOKENS_UNSUPPORTED)
             } else {

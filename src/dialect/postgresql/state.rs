@@ -139,7 +139,7 @@ pub(super) fn quoted(name: &[u8]) -> String {
 }
 
 fn shown(name: &[u8]) -> String {
-    String::from_utf8_lossy(name).into_owned()
+    crate::error::shown(&String::from_utf8_lossy(name))
 }
 
 impl State {

@@ -1,0 +1,187 @@
+//! Log lines on their way to stderr.
+//!
+//! Whoever logs puts a line into a bounded queue and goes on; one thread writes.
+//! So a stderr that nobody reads stops neither a session nor the end of the process:
+//! what does not fit is dropped and counted, and the count is written when there is
+//! room again.
+
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind, Write};
+use std::sync::Arc;
+use std::thread;
+use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex};
+use rustix::event::{PollFd, PollFlags, poll};
+
+/// Lines that wait, together: some ten seconds of a busy proxy.
+const QUEUE_BYTES: usize = 4 * 1024 * 1024;
+
+#[derive(Debug, Default)]
+struct Queue {
+    lines: VecDeque<Box<[u8]>>,
+    bytes: usize,
+    /// Lines that found no room since the last one that was told.
+    dropped: u64,
+    /// The thread holds a line that it has not written yet.
+    writing: bool,
+}
+
+/// The queue; see the module.
+#[derive(Debug, Default)]
+pub(super) struct LogWriter {
+    queue: Mutex<Queue>,
+    changed: Condvar,
+}
+
+impl LogWriter {
+    /// Starts the thread that writes each line by `write`.  `tell_dropped` makes the
+    /// line that says how many were dropped.
+    ///
+    /// # Errors
+    /// There is no thread to be had.
+    pub(super) fn start(
+        tell_dropped: fn(u64) -> String,
+        write: impl Fn(&[u8]) + Send + 'static,
+    ) -> io::Result<Arc<Self>> {
+        let writer = Arc::new(Self::default());
+        let own = Arc::clone(&writer);
+        thread::Builder::new()
+            .name("log".to_owned())
+            .spawn(move || {
+                loop {
+                    write(&own.next(tell_dropped));
+                }
+            })?;
+        Ok(writer)
+    }
+
+    /// Takes one line, or drops it.
+    fn push(&self, line: &[u8]) {
+        let mut queue = self.queue.lock();
+        if queue.bytes + line.len() > QUEUE_BYTES {
+            queue.dropped += 1;
+            return;
+        }
+        queue.bytes += line.len();
+        queue.lines.push_back(line.into());
+        self.changed.notify_all();
+    }
+
+    /// Waits until every line is written, or until `deadline`.
+    pub(super) fn flush(&self, deadline: Instant) {
+        let mut queue = self.queue.lock();
+        let pending = |queue: &mut Queue| !queue.lines.is_empty() || queue.writing;
+        self.changed.wait_while_until(&mut queue, pending, deadline);
+    }
+
+    /// The next line; the last one counts as written.
+    fn next(&self, tell_dropped: fn(u64) -> String) -> Box<[u8]> {
+        let mut queue = self.queue.lock();
+        queue.writing = false;
+        loop {
+            // Behind what found room before, as soon as there is some again.
+            let dropped = match queue.lines.is_empty() || queue.bytes < QUEUE_BYTES / 2 {
+                true => std::mem::take(&mut queue.dropped),
+                false => 0,
+            };
+            if dropped > 0 {
+                queue.writing = true;
+                return tell_dropped(dropped).into_bytes().into();
+            }
+            if let Some(line) = queue.lines.pop_front() {
+                queue.bytes -= line.len();
+                queue.writing = true;
+                return line;
+            }
+            self.changed.notify_all();
+            self.changed.wait(&mut queue);
+        }
+    }
+}
+
+/// Writes a line to stderr.  One that is closed or broken takes no line, and there is
+/// nobody left to tell.
+pub(super) fn write_stderr(line: &[u8]) {
+    let _ = try_write_stderr(line);
+}
+
+/// Another process may have made it non-blocking.
+fn try_write_stderr(mut line: &[u8]) -> io::Result<()> {
+    let mut stderr = io::stderr();
+    while !line.is_empty() {
+        match stderr.write(line) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(count) => line = line.get(count..).unwrap_or_default(),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                let _ = poll(&mut [PollFd::new(&stderr, PollFlags::OUT)], None);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// The queue as env_logger's target: each call is one whole line.
+pub(super) struct Target(pub(super) Arc<LogWriter>);
+
+impl Write for Target {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.push(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[expect(
+    clippy::unwrap_used,
+    reason = "a failed expectation is the test's failure"
+)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    #[test]
+    fn what_finds_no_room_is_dropped_and_told_behind_what_did() {
+        let (sender, written) = crossbeam_channel::unbounded();
+        let (go_on, gate) = crossbeam_channel::bounded::<()>(0);
+        let writer = LogWriter::start(
+            |count| format!("dropped {count}"),
+            move |line| {
+                // Blocked until the test lets it go on for good.
+                let _ = gate.recv();
+                let _ = sender.send(String::from_utf8(line.to_vec()).unwrap());
+            },
+        )
+        .unwrap();
+        let line = vec![b'x'; QUEUE_BYTES / 4];
+        writer.push(b"first");
+        while !writer.queue.lock().writing {
+            thread::yield_now();
+        }
+        for _ in 0..7 {
+            writer.push(&line);
+        }
+        assert_eq!(writer.queue.lock().dropped, 3);
+        writer.flush(Instant::now());
+        drop(go_on);
+        let mut lines = Vec::new();
+        while lines.len() < 6 {
+            let line: String = written.recv_timeout(PATIENCE).unwrap();
+            lines.push(line.get(..9).unwrap_or(&line).to_owned());
+        }
+        let x = "xxxxxxxxx";
+        assert_eq!(lines, ["first", x, x, x, "dropped 3", x]);
+        writer.push(b"last");
+        writer.flush(Instant::now() + PATIENCE);
+        assert_eq!(written.try_recv().unwrap(), "last");
+    }
+}
