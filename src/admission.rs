@@ -32,7 +32,7 @@ pub(crate) enum Admission {
     Cancel {
         /// Process id and secret as on the wire.
         key: Vec<u8>,
-        /// To be closed before the request is acted on.
+        /// To be closed when the server has acted on the request.
         stream: Arc<Stream>,
     },
     /// It was closed before it asked for anything: a health probe.

@@ -2,20 +2,37 @@
 //!
 //! The client's key is the proxy's own, for the session's whole life; it leads to
 //! the server that the session is on at that moment.
+//!
+//! The client's connection stays open until the server has closed its own, as it
+//! would without a proxy: drivers wait for that end before they go on, or a late
+//! cancel would meet the next statement.
+//!
+//! However many requests come for a key, one connection to its server is open and
+//! one may follow: those that come meanwhile share it, since they cannot want more
+//! than what they find running.  At most [`MAX_DIALS`] are open for all keys.
 
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use parking_lot::Mutex;
 
 use crate::config::Address;
+use crate::connection_limit::Limit;
 use crate::connector::Connector;
 use crate::error::{Error, Peer};
-use crate::metrics::{Event, Metrics};
-use crate::socket::{ReadDeadline, Wait};
+use crate::metrics::{CancelResult, Metrics};
+use crate::socket::{ReadDeadline, Received, Wait};
 use crate::startup::cancel_request;
+use crate::stream::Stream;
+
+/// Connections to servers that pass cancel requests on, at once.
+const MAX_DIALS: usize = 16;
+
+/// Requests that share one connection to a server; further ones are closed at once.
+const MAX_SHARED: usize = 64;
 
 /// Where a CancelRequest has to go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,16 +45,42 @@ pub(crate) struct CancelTarget {
 
 /// A session as the cancel keys see it.
 pub(crate) trait Cancellable: Send + Sync {
-    /// The server it is on now; `None` where that sent no key.
-    fn cancel_target(&self) -> Option<CancelTarget>;
+    /// The server it is on now; `None` where that sent no key.  While the session
+    /// stands still for a transfer with a request of its client waiting, the server
+    /// that gets this request: then it waits for that, until `deadline`.
+    fn cancel_target(&self, deadline: Instant) -> Option<CancelTarget>;
 }
 
-type Keys = Mutex<HashMap<Vec<u8>, Arc<dyn Cancellable>>>;
+/// A session's key.
+struct Entry {
+    session: Arc<dyn Cancellable>,
+    requests: Mutex<Requests>,
+}
+
+/// The cancel requests of one key.
+#[derive(Default)]
+struct Requests {
+    /// A thread passes requests on.
+    passing: bool,
+    /// The clients that it will serve next.
+    next: Vec<Arc<Stream>>,
+}
+
+type Keys = Mutex<HashMap<Vec<u8>, Arc<Entry>>>;
 
 /// All keys in use.
-#[derive(Default)]
 pub(crate) struct CancelKeys {
     keys: Arc<Keys>,
+    dials: Arc<Limit>,
+}
+
+impl Default for CancelKeys {
+    fn default() -> Self {
+        Self {
+            keys: Arc::default(),
+            dials: Limit::new(MAX_DIALS),
+        }
+    }
 }
 
 /// A key that nobody can guess and that no other session has; forgotten when
@@ -71,69 +114,186 @@ impl CancelKeys {
         if keys.contains_key(&key) {
             return None;
         }
-        keys.insert(key.clone(), session);
+        let entry = Entry {
+            session,
+            requests: Mutex::default(),
+        };
+        keys.insert(key.clone(), Arc::new(entry));
         Some(CancelKey {
             keys: Arc::clone(&self.keys),
             key,
         })
     }
-
-    /// The server behind a client's key.
-    #[must_use]
-    pub(crate) fn find(&self, key: &[u8]) -> Option<CancelTarget> {
-        let session = self.keys.lock().get(key).cloned();
-        session?.cancel_target()
-    }
 }
 
 impl Drop for CancelKey {
     fn drop(&mut self) {
-        let session = self.keys.lock().remove(&self.key);
+        let entry = self.keys.lock().remove(&self.key);
         // Outside the lock: the last owner of a session may be here.
-        drop(session);
+        drop(entry);
     }
 }
 
-/// Passes a CancelRequest on to the server that the key's session is on, counts
-/// it, and logs where that failed.
+/// Passes a CancelRequest of `key` on to the server that its session is on, counts
+/// it, and logs where that failed.  `client` is closed when the server has closed,
+/// or at once for a key that nobody has.
 pub(crate) fn serve(
     keys: &CancelKeys,
     connector: &Connector,
     metrics: &Metrics,
     conn: u64,
-    client: SocketAddr,
+    address: SocketAddr,
+    client: Arc<Stream>,
     key: &[u8],
 ) {
-    metrics.count(Event::CancelReceived);
-    let Some(CancelTarget { address, key }) = keys.find(key) else {
-        metrics.count(Event::CancelIgnored);
-        log::debug!(conn, client:%; "cancel request with an unknown key");
+    metrics.cancel_received();
+    let found = keys.keys.lock().get(key).cloned();
+    let Some(entry) = found else {
+        metrics.cancel_finished(CancelResult::UnknownKey, 1);
+        log::debug!(conn, client:% = address; "cancel request with an unknown key");
+        client.shutdown();
         return;
     };
-    match pass_on(connector, &address, &key) {
-        Ok(()) => metrics.count(Event::CancelSuccessful),
-        Err(error) => {
-            metrics.count(Event::CancelIgnored);
-            log::warn!(conn, client:%, address:%, reason:% = error; "cancel request not passed on");
+    let Some(passing) = Passing::begin(&entry, client, metrics) else {
+        return;
+    };
+    passing.run(|clients| {
+        let passed = pass_on(keys, connector, &*entry.session);
+        let result = match &passed {
+            Ok(()) => CancelResult::PassedOn,
+            Err(_) => CancelResult::Failed,
+        };
+        metrics.cancel_finished(result, clients);
+        if let Err(NotPassedOn { address: to, error }) = passed {
+            let to = to.map(|to| to.to_string()).unwrap_or_default();
+            log::warn!(conn, client:% = address, address = to, reason:% = error; "cancel request not passed on");
+        }
+    });
+}
+
+/// The one thread that passes a key's requests on.  Dropped, it lets another begin
+/// and closes who waits.
+struct Passing<'a> {
+    entry: &'a Entry,
+    clients: Vec<Arc<Stream>>,
+    over: bool,
+}
+
+impl<'a> Passing<'a> {
+    /// `None` where another thread does it, for `client` as well.
+    fn begin(entry: &'a Entry, client: Arc<Stream>, metrics: &Metrics) -> Option<Self> {
+        let mut requests = entry.requests.lock();
+        if !std::mem::replace(&mut requests.passing, true) {
+            return Some(Self {
+                entry,
+                clients: vec![client],
+                over: false,
+            });
+        }
+        if requests.next.len() < MAX_SHARED {
+            requests.next.push(client);
+        } else {
+            drop(requests);
+            metrics.cancel_finished(CancelResult::Dropped, 1);
+            client.shutdown();
+        }
+        None
+    }
+
+    /// Calls `pass_on` with the number of clients that it is for, as long as there
+    /// are some.
+    fn run(mut self, mut pass_on: impl FnMut(usize)) {
+        loop {
+            pass_on(self.clients.len());
+            for client in self.clients.drain(..) {
+                client.shutdown();
+            }
+            let mut requests = self.entry.requests.lock();
+            if requests.next.is_empty() {
+                // In the same step, or one that comes now would wait for nobody.
+                requests.passing = false;
+                self.over = true;
+                return;
+            }
+            self.clients.append(&mut requests.next);
         }
     }
 }
 
-fn pass_on(connector: &Connector, address: &Address, key: &[u8]) -> Result<(), Error> {
+impl Drop for Passing<'_> {
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        // It panicked.
+        let mut requests = self.entry.requests.lock();
+        requests.passing = false;
+        let left = std::mem::take(&mut requests.next);
+        drop(requests);
+        for client in left.iter().chain(&self.clients) {
+            client.shutdown();
+        }
+    }
+}
+
+/// Why a request did not get to a server.
+struct NotPassedOn {
+    /// Which, where that was known.
+    address: Option<Address>,
+    error: Error,
+}
+
+fn pass_on(
+    keys: &CancelKeys,
+    connector: &Connector,
+    session: &dyn Cancellable,
+) -> Result<(), NotPassedOn> {
     const OPERATION: &str = "passing a cancel request on";
     let failed = |source| Error::io(Peer::Server, OPERATION, source);
+    let early = |error| NotPassedOn {
+        address: None,
+        error,
+    };
+    let Some(target) = session.cancel_target(connector.dial_deadline()) else {
+        let what = "it sent no cancel key";
+        return Err(early(Error::protocol(Peer::Server, OPERATION, what)));
+    };
     let deadline = connector.dial_deadline();
-    let read_deadline = ReadDeadline::new().map_err(failed)?;
-    let server = connector.dial(address, &read_deadline, deadline)?;
-    server
-        .write_all(&cancel_request(key), Some(deadline))
-        .map_err(failed)?;
-    // The server closes when it has acted on it (protocol document, "Canceling
-    // Requests in Progress").
+    let Some(_dial) = keys.dials.take_until(deadline) else {
+        return Err(early(failed(io::ErrorKind::TimedOut.into())));
+    };
+    let CancelTarget { address, key } = target;
+    let passed = || {
+        let read_deadline = ReadDeadline::new().map_err(failed)?;
+        let server = connector.dial(&address, &read_deadline, deadline)?;
+        server
+            .write_all(&cancel_request(&key), Some(deadline))
+            .map_err(failed)?;
+        wait_closed(&server, deadline).map_err(failed)
+    };
+    passed().map_err(|error| NotPassedOn {
+        address: Some(address.clone()),
+        error,
+    })
+}
+
+/// The server closes when it has acted on the request (protocol document, "Canceling
+/// Requests in Progress").
+fn wait_closed(server: &Stream, deadline: Instant) -> io::Result<()> {
     let mut ignored = Vec::with_capacity(64);
-    match server.read(&mut ignored, Wait::Until(deadline)) {
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
-        Err(error) => Err(failed(error)),
+    loop {
+        ignored.clear();
+        match server.read(&mut ignored, Wait::Until(deadline)) {
+            Ok(Received::Eof) => return Ok(()),
+            Ok(_) if Instant::now() >= deadline => return Err(io::ErrorKind::TimedOut.into()),
+            Ok(_) => {}
+            Err(error) => {
+                return match error.kind() {
+                    // Without TLS's close_notify, or with its bytes unread.
+                    io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof => Ok(()),
+                    _ => Err(error),
+                };
+            }
+        }
     }
 }

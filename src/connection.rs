@@ -92,15 +92,13 @@ pub(crate) fn serve(
             log::debug!(conn, client:% = client_address; "connection closed before a startup packet");
         }
         Ok(Admission::Cancel { key, stream }) => {
-            // First, so that its end tells nothing of what the request did.
-            stream.shutdown();
-            drop(stream);
             cancel::serve(
                 &state.cancel_keys,
                 &state.connector,
                 &state.metrics,
                 conn,
                 client_address,
+                stream,
                 &key,
             );
         }

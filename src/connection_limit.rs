@@ -15,7 +15,8 @@ struct Taken {
 #[derive(Debug)]
 pub(crate) struct Limit {
     state: Mutex<Taken>,
-    emptied: Condvar,
+    /// A permit was given back.
+    freed: Condvar,
 }
 
 /// One unit of a [`Limit`]; given back when dropped.
@@ -31,7 +32,7 @@ impl Limit {
         let state = Mutex::new(Taken { limit, taken: 0 });
         Arc::new(Self {
             state,
-            emptied: Condvar::new(),
+            freed: Condvar::new(),
         })
     }
 
@@ -53,12 +54,27 @@ impl Limit {
         })
     }
 
+    /// A permit, waited for until `deadline`.
+    #[must_use]
+    pub(crate) fn take_until(self: &Arc<Self>, deadline: Instant) -> Option<Permit> {
+        let mut state = self.state.lock();
+        while state.taken >= state.limit {
+            if self.freed.wait_until(&mut state, deadline).timed_out() {
+                return None;
+            }
+        }
+        state.taken += 1;
+        Some(Permit {
+            limit: Arc::clone(self),
+        })
+    }
+
     /// Waits until all permits are given back, or until `deadline`; tells which.
     #[must_use]
     pub(crate) fn wait_empty(&self, deadline: Instant) -> bool {
         let mut state = self.state.lock();
         while state.taken > 0 {
-            if self.emptied.wait_until(&mut state, deadline).timed_out() {
+            if self.freed.wait_until(&mut state, deadline).timed_out() {
                 return state.taken == 0;
             }
         }
@@ -70,8 +86,6 @@ impl Drop for Permit {
     fn drop(&mut self) {
         let mut state = self.limit.state.lock();
         state.taken -= 1;
-        if state.taken == 0 {
-            self.limit.emptied.notify_all();
-        }
+        self.limit.freed.notify_all();
     }
 }

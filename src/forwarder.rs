@@ -151,6 +151,12 @@ struct State<S, T> {
     exchange: Exchange,
     request: Phase,
     response: Phase,
+    /// The request processor stands suspended with a request that it has read.
+    request_pending: bool,
+    /// Writes to the server that are done.
+    requests_written: u64,
+    /// Threads in [`Forwarder::wait_pending_request`].
+    cancels_waiting: usize,
     /// Writes begun towards the client: tells a stalled write from a busy one.
     responses_written: u64,
     order: Option<Order<T>>,
@@ -207,6 +213,9 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
                 exchange,
                 request: Phase::Starting,
                 response: Phase::Starting,
+                request_pending: false,
+                requests_written: 0,
+                cancels_waiting: 0,
                 responses_written: 0,
                 order: None,
                 holding_batch: false,

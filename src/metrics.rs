@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use prometheus::core::Collector;
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Registry, TextEncoder};
+use prometheus::{
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+};
 
 /// From half a millisecond (an idle session on the same machine) to twice the
 /// default limit of one transfer.
@@ -78,14 +80,39 @@ pub(crate) enum Event {
     Refused,
     /// A backend did not answer a dial and another try followed.
     DialRetry,
-    /// A CancelRequest arrived.
-    CancelReceived,
-    /// A CancelRequest was passed on to the session's server.
-    CancelSuccessful,
-    /// A CancelRequest had an unknown key or could not be passed on.
-    CancelIgnored,
     /// A session was asked to move.
     RebalanceRequested,
+}
+
+/// What became of a CancelRequest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CancelResult {
+    /// The session's server got it.
+    PassedOn,
+    /// No session has its key.
+    UnknownKey,
+    /// The session's server could not be reached, or sent no key of its own.
+    Failed,
+    /// Too many came for one key at once.
+    Dropped,
+}
+
+impl CancelResult {
+    const ALL: [Self; 4] = [
+        Self::PassedOn,
+        Self::UnknownKey,
+        Self::Failed,
+        Self::Dropped,
+    ];
+
+    const fn label(self) -> &'static str {
+        match self {
+            Self::PassedOn => "passed_on",
+            Self::UnknownKey => "unknown_key",
+            Self::Failed => "failed",
+            Self::Dropped => "dropped",
+        }
+    }
 }
 
 /// What can go up and down.
@@ -117,6 +144,7 @@ pub(crate) struct Metrics {
     cancel_received: IntCounter,
     cancel_successful: IntCounter,
     cancel_ignored: IntCounter,
+    cancels: IntCounterVec,
     rebalance_total: IntCounter,
     sql_conns: IntGauge,
     rebalance_queued: IntGauge,
@@ -157,6 +185,20 @@ impl Metrics {
     pub(crate) fn new() -> Self {
         let registry = Registry::new();
         let r = &registry;
+        let cancels = register(
+            r,
+            IntCounterVec::new(
+                Opts::new(
+                    "sqlproxy_cancels_total",
+                    "Cancel requests by what became of them",
+                ),
+                &["result"],
+            ),
+        );
+        for result in CancelResult::ALL {
+            // So that each is there before it happens.
+            cancels.with_label_values(&[result.label()]);
+        }
         let transfers = Transfers {
             attempted: counter(
                 r,
@@ -251,6 +293,7 @@ impl Metrics {
                 "proxy_query_cancel_ignored",
                 "Cancel requests with an unknown key, or that could not be passed on",
             ),
+            cancels,
             rebalance_total: counter(
                 r,
                 "proxy_balancer_rebalance_total",
@@ -281,6 +324,23 @@ impl Metrics {
         };
         gauge.inc();
         GaugeGuard(gauge.clone())
+    }
+
+    /// A CancelRequest arrived.
+    pub(crate) fn cancel_received(&self) {
+        self.cancel_received.inc();
+    }
+
+    /// What became of that many CancelRequests.
+    pub(crate) fn cancel_finished(&self, result: CancelResult, requests: usize) {
+        let requests = requests as u64;
+        self.cancels
+            .with_label_values(&[result.label()])
+            .inc_by(requests);
+        match result {
+            CancelResult::PassedOn => self.cancel_successful.inc_by(requests),
+            _ => self.cancel_ignored.inc_by(requests),
+        }
     }
 
     /// One transfer is over: `held` is how long the client's requests were held,
@@ -333,9 +393,6 @@ impl Metrics {
             Event::ClientDisconnect => &self.client_disconnect,
             Event::Refused => &self.refused,
             Event::DialRetry => &self.dial_retries,
-            Event::CancelReceived => &self.cancel_received,
-            Event::CancelSuccessful => &self.cancel_successful,
-            Event::CancelIgnored => &self.cancel_ignored,
             Event::RebalanceRequested => &self.rebalance_total,
         }
     }

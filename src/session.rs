@@ -70,7 +70,9 @@ impl Interrupt for ReadDeadline {
 }
 
 impl Cancellable for Session {
-    fn cancel_target(&self) -> Option<CancelTarget> {
+    fn cancel_target(&self, deadline: Instant) -> Option<CancelTarget> {
+        let readable = self.client.socket().is_readable();
+        self.forwarder.wait_pending_request(readable, deadline);
         let server = self.forwarder.server();
         let key = server.key.clone()?;
         Some(CancelTarget {

@@ -246,6 +246,12 @@ impl Socket {
         }
     }
 
+    /// Whether a byte, or the peer's end, waits to be read now.
+    #[must_use]
+    pub fn is_readable(&self) -> bool {
+        self.wait_ready(PollFlags::IN, Some(Instant::now())).is_ok()
+    }
+
     /// The first byte that waits to be read, without taking it; waits for it
     /// until `deadline`.  `None`: the peer has sent nothing and will not.
     ///

@@ -1,21 +1,30 @@
 //! A CancelRequest reaches the server the session is on, and nobody else.
 
 use std::collections::HashSet;
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::time::Duration;
+use std::time::Instant;
 
-use socket2::{Domain, Socket, Type};
+use rustix::process::Signal;
 
+use crate::support::gate::Gate;
 use crate::support::message::{self, BackendKey};
 use crate::support::proxy::{Proxy, Setup};
-use crate::support::server::{Server, WHO};
-use crate::support::wire::Wire;
+use crate::support::server::{Server, WHO, restored, transfer_state};
+use crate::support::wire::{Received, Wire};
 
 fn cancel(proxy: &Proxy, key: &BackendKey) {
     let mut wire = Wire::connect(proxy.address());
     wire.send(&message::cancel_request(key));
     // Closed without a word, whatever becomes of the request.
     wire.expect_gone();
+}
+
+/// Waits until so many connections have a thread: the session's, and those that a
+/// cancel request still needs.
+fn wait_request_threads(proxy: &Proxy, threads: usize) {
+    proxy.wait_threads(|names| {
+        let requests = names.iter().filter(|name| name.starts_with("request-"));
+        requests.count() == threads
+    });
 }
 
 fn keyed_session(proxy: &Proxy) -> (Wire, BackendKey) {
@@ -94,50 +103,82 @@ fn no_two_sessions_share_a_key() {
     assert_eq!(keys.len(), sessions.len());
 }
 
+/// Closed when the server has acted, as it is without a proxy: drivers wait for it.
 #[test]
-fn the_cancel_socket_is_closed_before_the_request_is_acted_on() {
-    let (listener, address) = tiny_listener();
-    let proxy = Setup::new(&[address])
-        .top("connect_timeout = \"10m\"\nhandshake_timeout = \"10m\"")
-        .section("[server_tls]\nsslmode = \"disable\"")
+fn the_cancel_connection_ends_with_the_servers_own() {
+    let server = Server::echoing();
+    let proxy = Setup::new(&[server.address()]).patient().start();
+    let (mut client, key) = keyed_session(&proxy);
+    let acting = server.hold_cancels();
+    let mut wire = Wire::connect(proxy.address());
+    wire.send(&message::cancel_request(&key));
+    server.next_cancel();
+    // The proxy has passed it on, and goes on with everything else.
+    assert_eq!(client.value("SELECT 1"), "SELECT 1");
+    let open = matches!(wire.receive_by(Instant::now()), Received::Nothing);
+    assert!(open, "closed before the server did");
+    acting.open();
+    wire.expect_gone();
+}
+
+#[test]
+fn many_cancels_of_one_key_share_their_way() {
+    const REQUESTS: usize = 50;
+    let server = Server::echoing();
+    let proxy = Setup::new(&[server.address()]).patient().start();
+    let (mut client, key) = keyed_session(&proxy);
+    let acting = server.hold_cancels();
+    let mut wires: Vec<_> = (0..REQUESTS)
+        .map(|_| {
+            let mut wire = Wire::connect(proxy.address());
+            wire.send(&message::cancel_request(&key));
+            wire
+        })
+        .collect();
+    server.next_cancel();
+    // Each is in the hands of the proxy when no thread of its own is left.
+    wait_request_threads(&proxy, 2);
+    assert_eq!(server.further_cancels(), []);
+    acting.open();
+    for wire in &mut wires {
+        wire.expect_gone();
+    }
+    server.next_cancel();
+    assert_eq!(server.further_cancels(), []);
+    assert_eq!(client.value("SELECT 1"), "SELECT 1");
+}
+
+/// It is meant for the query that waits in the proxy, not for what the old server
+/// does, which is nothing.
+#[test]
+fn a_cancel_during_a_transfer_follows_the_request_that_waits() {
+    let (reached, go_on) = (Gate::default(), Gate::default());
+    let (told, until) = (reached.clone(), go_on.clone());
+    let old = Server::echoing();
+    let new = Server::start(move |mut end| {
+        end.welcome();
+        end.echo_with(transfer_state, || {
+            told.open();
+            until.wait();
+            restored()
+        });
+    });
+    let proxy = Setup::new(&[old.address(), new.address()])
+        .patient()
         .start();
-    let mut client = Wire::connect(proxy.address());
-    client.send(&message::startup(
-        message::VERSION_3_0,
-        &[("user", "maria")],
-    ));
-    let mut server = Wire::over(listener.accept().unwrap().0);
-    assert!(server.receive_packet().is_some());
-    let key = BackendKey(b"\0\0\0\x01cKEY".to_vec());
-    server.send(&message::authentication(0, &[]));
-    server.send(&message::backend_key_data(&key));
-    server.send(&message::ready(b'I'));
-    client.expect(b'R');
-    let key = client.receive_greeting().key.unwrap();
-    proxy.wait_opened(&client);
-
-    // From here on a connection to the server hangs for minutes; the client's
-    // socket must not wait for that.
-    let _waiting = fill_backlog(address);
-    cancel(&proxy, &key);
-}
-
-/// A listener with the shortest queue of connections that nobody accepts.
-fn tiny_listener() -> (TcpListener, SocketAddr) {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket
-        .bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())
-        .unwrap();
-    socket.listen(0).unwrap();
-    let listener = TcpListener::from(socket);
-    let address = listener.local_addr().unwrap();
-    (listener, address)
-}
-
-/// Connects until the kernel no longer answers.
-fn fill_backlog(address: SocketAddr) -> Vec<TcpStream> {
-    std::iter::from_fn(|| TcpStream::connect_timeout(&address, Duration::from_millis(200)).ok())
-        .collect()
+    let (mut client, key) = keyed_session(&proxy);
+    proxy.signal(Signal::USR1);
+    reached.wait();
+    client.send(&message::query("SELECT pg_sleep(60)"));
+    let mut wire = Wire::connect(proxy.address());
+    wire.send(&message::cancel_request(&key));
+    wire.wait_drained();
+    wait_request_threads(&proxy, 2);
+    go_on.open();
+    assert_eq!(new.next_cancel(), new.last_key());
+    assert_eq!(old.further_cancels(), []);
+    wire.expect_gone();
+    client.receive_through(b'Z');
 }
 
 #[test]

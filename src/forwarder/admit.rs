@@ -95,7 +95,9 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
         let mut progress = (state.responses_written, Instant::now());
         loop {
             held &= state.gate != Gate::Suspended;
+            state.request_pending = true;
             state = self.park_while_suspended(state, Direction::Request)?;
+            state.request_pending = false;
             let admitted = Self::feed_requests(&mut state, frames, bytes, held);
             if admitted > 0 {
                 return Ok(Self::begin_write(&mut state, server, admitted));
@@ -249,11 +251,33 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
         } else {
             Phase::Between
         };
-        if state.holding_batch {
-            // It sees the session suspended, or that no worker is free.
+        if direction == Direction::Request {
+            state.requests_written += 1;
+        }
+        if state.holding_batch || state.cancels_waiting > 0 {
+            // The batch sees the session suspended, or that no worker is free.
             self.changed.notify_all();
         }
         self.take_ready(state)
+    }
+
+    /// For a cancel request: where the session is suspended and a request of its
+    /// client waits, which is what the client wants cancelled, waits until that has
+    /// been written to the server that the session goes on with, or until
+    /// `deadline`.  `readable`: the client has sent something that nobody has read yet.
+    pub fn wait_pending_request(&self, readable: bool, deadline: Instant) {
+        let mut state = self.state.lock();
+        if state.gate != Gate::Suspended || !(state.request_pending || readable) {
+            return;
+        }
+        let written = state.requests_written;
+        state.cancels_waiting += 1;
+        while state.requests_written == written && !matches!(state.gate, Gate::Closed(_)) {
+            if self.changed.wait_until(&mut state, deadline).timed_out() {
+                break;
+            }
+        }
+        state.cancels_waiting -= 1;
     }
 
     /// The response processor has discarded the late answer.

@@ -32,9 +32,6 @@ fn every_event_counts_under_its_own_name() {
         (Event::ClientDisconnect, "proxy_err_client_disconnect"),
         (Event::Refused, "proxy_err_refused_conn"),
         (Event::DialRetry, "proxy_dial_tenant_retries"),
-        (Event::CancelReceived, "proxy_query_cancel_received"),
-        (Event::CancelSuccessful, "proxy_query_cancel_successful"),
-        (Event::CancelIgnored, "proxy_query_cancel_ignored"),
         (Event::RebalanceRequested, "proxy_balancer_rebalance_total"),
     ];
     let metrics = Metrics::new();

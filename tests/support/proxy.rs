@@ -326,6 +326,14 @@ impl Proxy {
             .collect()
     }
 
+    /// Waits until the names of its threads are as `wanted`.
+    pub(crate) fn wait_threads(&self, wanted: impl Fn(&[String]) -> bool) {
+        poll_kernel(
+            || wanted(&self.threads()),
+            || format!("its threads are {:?}", self.threads()),
+        );
+    }
+
     /// Waits until no more than `before` is in use.
     pub(crate) fn wait_resources(&self, before: Resources) {
         poll_kernel(

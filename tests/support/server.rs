@@ -5,6 +5,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
+use super::gate::Gate;
 use super::message::{self, BackendKey, Message};
 use super::soon;
 use super::wire::{Received, Wire};
@@ -155,6 +156,8 @@ pub(crate) const STATE_TAG: &str = "SHOW TRANSFER STATE 1";
 pub(crate) struct Server {
     address: SocketAddr,
     cancels: Receiver<BackendKey>,
+    /// Where it waits before it closes a cancel request's connection.
+    cancel_gate: Arc<Mutex<Option<Gate>>>,
     scripts: Arc<Mutex<Vec<JoinHandle<()>>>>,
     /// How many connections sent a startup packet.
     sessions: Arc<Mutex<usize>>,
@@ -171,17 +174,19 @@ impl Server {
         let playing = Arc::clone(&scripts);
         let sessions = Arc::new(Mutex::new(0));
         let numbers = Arc::clone(&sessions);
+        let cancel_gate = Arc::new(Mutex::new(None));
+        let gate = Arc::clone(&cancel_gate);
         // Ends with the test process: nothing tells a blocked accept to go.
         std::thread::spawn(move || {
             let script = Arc::new(script);
             for stream in listener.incoming() {
                 let stream = stream.unwrap();
                 let (script, numbers) = (Arc::clone(&script), Arc::clone(&numbers));
-                let cancelled = cancelled.clone();
+                let (cancelled, gate) = (cancelled.clone(), Arc::clone(&gate));
                 // Held over the start, so that whoever joins misses none.
                 let mut playing = playing.lock().unwrap();
                 playing.push(std::thread::spawn(move || {
-                    if let Some(end) = meet(stream, &numbers, &cancelled) {
+                    if let Some(end) = meet(stream, &numbers, &cancelled, &gate) {
                         script(end);
                     }
                 }));
@@ -190,6 +195,7 @@ impl Server {
         Self {
             address,
             cancels,
+            cancel_gate,
             scripts,
             sessions,
         }
@@ -211,6 +217,14 @@ impl Server {
     /// The key given to the latest connection.
     pub(crate) fn last_key(&self) -> BackendKey {
         key_of(*self.sessions.lock().unwrap() - 1)
+    }
+
+    /// From now on cancel requests are taken, but their connections closed only when
+    /// the gate opens.
+    pub(crate) fn hold_cancels(&self) -> Gate {
+        let gate = Gate::default();
+        *self.cancel_gate.lock().unwrap() = Some(gate.clone());
+        gate
     }
 
     /// The key of the next CancelRequest.
@@ -242,6 +256,7 @@ fn meet(
     stream: TcpStream,
     numbers: &Mutex<usize>,
     cancelled: &Sender<BackendKey>,
+    cancel_gate: &Mutex<Option<Gate>>,
 ) -> Option<ServerEnd> {
     stream.set_nodelay(true).unwrap();
     let mut wire = Wire::over(stream);
@@ -252,6 +267,10 @@ fn meet(
             message::CANCEL_REQUEST => {
                 // The test may be over and its end of the channel with it.
                 let _ = cancelled.send(BackendKey(body));
+                let gate = cancel_gate.lock().unwrap().clone();
+                if let Some(gate) = gate {
+                    gate.wait();
+                }
                 return None;
             }
             version => {
