@@ -66,10 +66,28 @@ pub(crate) enum Relayed {
     },
 }
 
+/// What whoever relays a login has a word in.
+pub(crate) trait LoginObserver {
+    /// The proxy begins, or ends, to wait for an answer of the client.
+    fn client_answers(&mut self, waiting: bool);
+
+    /// The cancel key that the client gets in place of the server's own, which has
+    /// that many bytes.
+    ///
+    /// # Errors
+    /// There is none, which ends the login.
+    fn client_key(&mut self, bytes: usize) -> Result<Vec<u8>, Error>;
+
+    /// The server has let the client in, which does not know it yet.
+    ///
+    /// # Errors
+    /// It is refused all the same.
+    fn logged_in(&mut self) -> Result<(), Error>;
+}
+
 /// Relays a login until ReadyForQuery.
 ///
-/// `first` is the server's first message.  In place of the server's own key the
-/// client gets the one that `client_key` makes of its length in bytes.
+/// `first` is the server's first message.
 ///
 /// # Errors
 /// Names the side that failed; the client has not been told.
@@ -78,7 +96,7 @@ pub(crate) fn relay(
     server: &mut FrameReader,
     first: Frame,
     deadline: Instant,
-    mut client_key: impl FnMut(usize) -> Result<Vec<u8>, Error>,
+    observer: &mut dyn LoginObserver,
 ) -> Result<Relayed, Error> {
     let mut login = Login::default();
     let mut budget = Budget(LOGIN_BYTES);
@@ -95,7 +113,7 @@ pub(crate) fn relay(
         budget.take(Peer::Server, &frame, deadline)?;
         match frame.backend_tag() {
             BackendTag::BACKEND_KEY_DATA => {
-                let key = client_key(frame.body().len())?;
+                let key = observer.client_key(frame.body().len())?;
                 put_message(&mut to_client, BackendTag::BACKEND_KEY_DATA.0, |out| {
                     out.extend_from_slice(&key);
                 });
@@ -114,7 +132,9 @@ pub(crate) fn relay(
             Step::ClientAnswers => {
                 send(client, &to_client, deadline)?;
                 to_client.clear();
+                observer.client_answers(true);
                 let answer = client.read(CLIENT_ANSWER_BYTES, deadline, LOGIN)?;
+                observer.client_answers(false);
                 if FrontendTag(answer.tag) != FrontendTag::PASSWORD {
                     let what = format!(
                         "expected a password message, got {:?}",
@@ -132,6 +152,7 @@ pub(crate) fn relay(
                 return Ok(Relayed::Refused { fields, hint });
             }
             Step::Ready => {
+                observer.logged_in()?;
                 send(client, &to_client, deadline)?;
                 return Ok(Relayed::LoggedIn(login));
             }

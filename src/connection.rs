@@ -4,19 +4,20 @@
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use parking_lot::{Mutex, RwLock};
 
 use crate::admission::{Admission, Admitted, FailedAdmission, Rules, admit};
-use crate::authentication::{Login, Relayed, relay};
+use crate::authentication::{Login, LoginObserver, Relayed, relay};
 use crate::cancel::{self, CancelKeys, Cancellable};
 use crate::config::Config;
 use crate::connection_limit::{Limit, Permit};
 use crate::connector::{Connected, Connector};
 use crate::dialect::CustomNames;
 use crate::error::{Error, Peer, Refusal, SqlState, shown};
+use crate::handshakes::{Handshake, Place};
 use crate::logging::event;
 use crate::message::fatal_error;
 use crate::metrics::{Event, Gauge, Metrics};
@@ -57,15 +58,23 @@ pub(crate) struct ProxyState {
     pub missed_by_reload: Sender<Arc<Session>>,
 }
 
+/// For the first packet of a connection that is only served if it cancels.
+const CANCEL_PATIENCE: Duration = Duration::from_secs(1);
+
 /// Serves one connection to its end.
 pub(crate) fn serve(
     state: &Arc<ProxyState>,
     conn: u64,
     stream: TcpStream,
     client_address: SocketAddr,
+    place: Place,
 ) {
     let config = Arc::clone(&state.config.read());
-    let deadline = Instant::now() + config.handshake_timeout;
+    let patience = match &place {
+        Place::Any(_) => config.handshake_timeout,
+        Place::CancelOnly(_) => config.handshake_timeout.min(CANCEL_PATIENCE),
+    };
+    let deadline = Instant::now() + patience;
     let opened = ReadDeadline::new().and_then(|read_deadline| {
         let socket = Socket::new(stream, Arc::clone(&read_deadline))?;
         socket.set_user_timeout(config.tcp_user_timeout)?;
@@ -80,6 +89,9 @@ pub(crate) fn serve(
             return;
         }
     };
+    if let Place::Any(handshake) = &place {
+        handshake.set_closer(socket.read_closer());
+    }
     let tls = Arc::clone(&state.tls.read());
     let rules = Rules {
         client_address,
@@ -110,11 +122,23 @@ pub(crate) fn serve(
                 database: shown(&admitted.startup.database()),
             });
             let client = Arc::clone(admitted.client.stream());
-            let opened = open(state, &config, &name, admitted, read_deadline, deadline);
-            match opened {
-                Ok(Some(opened)) => opened.run(state),
+            let handshake = match place {
+                Place::Any(handshake) => handshake,
+                Place::CancelOnly(_) => {
+                    let error = Refusal::TooManyLogins.into();
+                    refuse(state, &name, Some(&client), &error);
+                    return;
+                }
+            };
+            handshake.set_waiting(false);
+            let read_deadlines = (read_deadline, deadline);
+            match open(state, &config, &name, admitted, &handshake, read_deadlines) {
+                Ok(Some(opened)) => {
+                    drop(handshake);
+                    opened.run(state);
+                }
                 Ok(None) => {}
-                Err(error) => refuse(state, &name, Some(&client), &error),
+                Err(error) => refuse(state, &name, Some(&client), &told(error, &handshake)),
             }
         }
         Err(FailedAdmission { stream, error }) => {
@@ -124,8 +148,20 @@ pub(crate) fn serve(
                 user: String::new(),
                 database: String::new(),
             };
+            let error = match &place {
+                Place::Any(handshake) => told(error, handshake),
+                Place::CancelOnly(_) => error,
+            };
             refuse(state, &name, stream.as_deref(), &error);
         }
+    }
+}
+
+/// What ended a login: not the end of the stream that the client's eviction made.
+fn told(error: Error, handshake: &Handshake) -> Error {
+    match handshake.is_evicted() {
+        true => Refusal::TooManyLogins.into(),
+        false => error,
     }
 }
 
@@ -164,7 +200,49 @@ struct Opened {
     key: Option<Vec<u8>>,
     from_client: Vec<u8>,
     from_server: Vec<u8>,
-    permit: Permit,
+    permits: Permits,
+}
+
+/// Of a session, and of its connection.
+struct Permits {
+    session: Permit,
+    connection: Permit,
+}
+
+/// A login as the client's connection sees it.
+struct LoginOf<'a> {
+    handshake: &'a Handshake,
+    state: &'a ProxyState,
+    config: &'a Config,
+    client_key: Option<Vec<u8>>,
+    permits: Option<Permits>,
+}
+
+impl LoginObserver for LoginOf<'_> {
+    fn client_answers(&mut self, waiting: bool) {
+        self.handshake.set_waiting(waiting);
+    }
+
+    fn client_key(&mut self, bytes: usize) -> Result<Vec<u8>, Error> {
+        let key = CancelKeys::draw(bytes)
+            .map_err(|source| Error::io(Peer::Client, "drawing a cancel key", source))?;
+        self.client_key = Some(key.clone());
+        Ok(key)
+    }
+
+    fn logged_in(&mut self) -> Result<(), Error> {
+        let Some(session) = self.state.session_limit.take() else {
+            return Err(Refusal::MaxConnections(self.config.max_connections).into());
+        };
+        let Some(connection) = self.handshake.logged_in() else {
+            return Err(Refusal::TooManyLogins.into());
+        };
+        self.permits = Some(Permits {
+            session,
+            connection,
+        });
+        Ok(())
+    }
 }
 
 /// Connects and logs in.  `None`: the server refused, and its client knows.
@@ -173,8 +251,8 @@ fn open(
     config: &Config,
     name: &Arc<SessionName>,
     admitted: Admitted,
-    read_deadline: Arc<ReadDeadline>,
-    deadline: Instant,
+    handshake: &Handshake,
+    (read_deadline, deadline): (Arc<ReadDeadline>, Instant),
 ) -> Result<Option<Opened>, Error> {
     let Admitted {
         mut client,
@@ -183,9 +261,10 @@ fn open(
     if state.stopping.load(Ordering::SeqCst) {
         return Err(Refusal::Stopping.into());
     }
-    let Some(permit) = state.session_limit.take() else {
+    if state.session_limit.is_full() {
+        // Told before its password is asked for; what counts is who has logged in.
         return Err(Refusal::MaxConnections(config.max_connections).into());
-    };
+    }
     let Connected {
         assignment,
         mut server,
@@ -193,13 +272,19 @@ fn open(
     } = state
         .connector
         .connect(&startup.to_bytes(), &read_deadline, deadline)?;
-    let mut client_key = None;
-    let relayed = relay(&mut client, &mut server, first, deadline, |bytes| {
-        let key = CancelKeys::draw(bytes)
-            .map_err(|source| Error::io(Peer::Client, "drawing a cancel key", source))?;
-        client_key = Some(key.clone());
-        Ok(key)
-    })?;
+    let mut login_of = LoginOf {
+        handshake,
+        state,
+        config,
+        client_key: None,
+        permits: None,
+    };
+    let relayed = relay(&mut client, &mut server, first, deadline, &mut login_of)?;
+    let LoginOf {
+        client_key,
+        permits,
+        ..
+    } = login_of;
     let Login { key, parameters } = match relayed {
         Relayed::LoggedIn(login) => login,
         Relayed::Refused { fields, hint } => {
@@ -238,6 +323,9 @@ fn open(
         read_deadline,
         parameters: Arc::new(Mutex::new(parameters)),
     };
+    let Some(permits) = permits else {
+        return Err(Refusal::TooManyLogins.into());
+    };
     let session = Session::new(
         name,
         client,
@@ -251,7 +339,7 @@ fn open(
         key: client_key,
         from_client,
         from_server,
-        permit,
+        permits,
     }))
 }
 
@@ -263,7 +351,7 @@ impl Opened {
             key,
             from_client,
             from_server,
-            permit,
+            permits,
         } = self;
         let opened = Instant::now();
         let _gauge = state.metrics.hold(Gauge::SqlConns);
@@ -286,8 +374,13 @@ impl Opened {
         }
         session.forward(from_client, from_server);
         drop(registered);
+        let Permits {
+            session: permit,
+            connection,
+        } = permits;
         // Before the log says so: who reads that may come at once.
         drop(permit);
         session.end(&state.metrics, opened.elapsed());
+        drop(connection);
     }
 }

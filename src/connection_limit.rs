@@ -54,6 +54,13 @@ impl Limit {
         })
     }
 
+    /// Whether none is left.
+    #[must_use]
+    pub(crate) fn is_full(&self) -> bool {
+        let state = self.state.lock();
+        state.taken >= state.limit
+    }
+
     /// A permit, waited for until `deadline`.
     #[must_use]
     pub(crate) fn take_until(self: &Arc<Self>, deadline: Instant) -> Option<Permit> {

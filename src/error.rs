@@ -114,6 +114,9 @@ pub enum Refusal {
     /// All sessions that there may be are there.
     #[error("sqlproxy has reached max_connections = {0}")]
     MaxConnections(usize),
+    /// It kept the proxy waiting while others were, or all places are taken.
+    #[error("sqlproxy has too many connections that are not logged in")]
+    TooManyLogins,
     /// A thread for the session could not be had.
     #[error("sqlproxy could not start a thread: {0}")]
     NoThread(String),
@@ -141,7 +144,9 @@ impl Refusal {
             Self::ProtocolVersion { .. } | Self::GssApi => SqlState::FEATURE_NOT_SUPPORTED,
             Self::Parameter(_) => SqlState::REJECTED_CONNECTION,
             Self::Stopping | Self::Shutdown => SqlState::ADMIN_SHUTDOWN,
-            Self::MaxConnections(_) | Self::NoThread(_) => SqlState::TOO_MANY_CONNECTIONS,
+            Self::MaxConnections(_) | Self::TooManyLogins | Self::NoThread(_) => {
+                SqlState::TOO_MANY_CONNECTIONS
+            }
         }
     }
 }

@@ -53,6 +53,7 @@
 //! | `Registry::entries`, `CancelKeys::keys` | who is here | – |
 //! | `Entry::requests` | one key's cancel requests | – |
 //! | `CustomNames::known` | names of settings that no server lists | – |
+//! | `Handshakes::table` | connections that are not logged in | – |
 //! | `Limit::state` | permits of connections and sessions | – |
 //! | `ProxyState::config`, `ProxyState::tls`, `Connector::settings` | what a reload changes: copied out, never held | – |
 //! | `Health::probers` | who looks at which backend | `Balancer::backends` |
@@ -98,6 +99,7 @@ mod resolver;
 mod authentication;
 mod balancer;
 mod registry;
+mod handshakes;
 mod connection_limit;
 
 // Operation

@@ -20,9 +20,11 @@ const FILES_PER_CONNECTION: u64 = 2;
 const FILES_PER_WORKER: u64 = 3;
 /// Listeners, standard streams, admin clients, signal pipes.
 const FILES_RESERVE: u64 = 64;
-/// Connections beyond `max_connections` that may be in their handshake: cancel
-/// requests, probes, and clients that are being told that there is no room.
+/// Connections beyond `max_connections` that may be between their accept and the end
+/// of their login.
 pub(crate) const EXTRA_CONNECTIONS: usize = 64;
+/// Further connections, for cancel requests alone.
+pub(crate) const CANCEL_CONNECTIONS: usize = 16;
 /// Before its login a connection has the request thread only.
 const THREADS_PER_EXTRA_CONNECTION: u64 = 1;
 /// One for requests, one for responses.
@@ -118,7 +120,7 @@ struct Need {
 impl Need {
     fn all(config: &Config, machine: &Machine) -> [Self; 6] {
         let workers = as_u64(config.migration.workers);
-        let extra = as_u64(EXTRA_CONNECTIONS);
+        let extra = as_u64(EXTRA_CONNECTIONS + CANCEL_CONNECTIONS);
         let backends = as_u64(config.backends.len());
         let fixed_threads = workers * THREADS_PER_WORKER
             + extra * THREADS_PER_EXTRA_CONNECTION
@@ -284,27 +286,27 @@ mod tests {
         let table = [
             (
                 machine(|m| m.open_files = Some(1024)),
-                "max_connections = 5000 needs 10289 open files, but there are only 1024: raise the hard limit (ulimit -Hn, systemd's LimitNOFILE=) or set max_connections to 367 or less",
+                "max_connections = 5000 needs 10321 open files, but there are only 1024: raise the hard limit (ulimit -Hn, systemd's LimitNOFILE=) or set max_connections to 351 or less",
             ),
             (
                 machine(|m| m.user_threads = Some(4096)),
-                "max_connections = 5000 needs 10121 threads of this user, but there are only 4096: raise the limit (ulimit -u, systemd's LimitNPROC=) or set max_connections to 1987 or less",
+                "max_connections = 5000 needs 10137 threads of this user, but there are only 4096: raise the limit (ulimit -u, systemd's LimitNPROC=) or set max_connections to 1979 or less",
             ),
             (
-                machine(|m| m.system_threads = Some(10_120)),
-                "max_connections = 5000 needs 10121 threads of this machine, but there are only 10120: raise the sysctl kernel.threads-max or set max_connections to 4999 or less",
+                machine(|m| m.system_threads = Some(10_136)),
+                "max_connections = 5000 needs 10137 threads of this machine, but there are only 10136: raise the sysctl kernel.threads-max or set max_connections to 4999 or less",
             ),
             (
                 machine(|m| m.thread_ids = Some(4096)),
-                "max_connections = 5000 needs 10121 thread ids of this machine, but there are only 4096: raise the sysctl kernel.pid_max or set max_connections to 1987 or less",
+                "max_connections = 5000 needs 10137 thread ids of this machine, but there are only 4096: raise the sysctl kernel.pid_max or set max_connections to 1979 or less",
             ),
             (
                 machine(|m| m.cgroup_threads = Some(40)),
-                "max_connections = 5000 needs 10121 threads of this cgroup, but there are only 40: raise its pids.max (systemd's TasksMax=, a container's pids limit) or set max_connections to 1 and migration.workers lower too",
+                "max_connections = 5000 needs 10137 threads of this cgroup, but there are only 40: raise its pids.max (systemd's TasksMax=, a container's pids limit) or set max_connections to 1 and migration.workers lower too",
             ),
             (
                 machine(|m| m.memory_maps = Some(32_768)),
-                "max_connections = 5000 needs 40740 memory maps, but there are only 32768: raise the sysctl vm.max_map_count or set max_connections to 4003 or less",
+                "max_connections = 5000 needs 40804 memory maps, but there are only 32768: raise the sysctl vm.max_map_count or set max_connections to 3995 or less",
             ),
         ];
         for (machine, expected) in table {

@@ -20,8 +20,9 @@ use crate::connection::{self, ProxyState};
 use crate::connection_limit::Limit;
 use crate::connector::Connector;
 use crate::dialect::CustomNames;
+use crate::handshakes::Handshakes;
 use crate::health::{self, Health};
-use crate::limits::{self, EXTRA_CONNECTIONS};
+use crate::limits;
 use crate::metrics::{Event, Metrics};
 use crate::registry::Registry;
 use crate::round::{Aim, Rounds};
@@ -48,7 +49,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 pub struct Server {
     state: Arc<ProxyState>,
     listeners: Vec<Arc<TcpListener>>,
-    connections: Arc<Limit>,
+    handshakes: Arc<Handshakes>,
     config_path: PathBuf,
     missed_by_reload: Receiver<Arc<Session>>,
     /// Stops probing when the server has gone.
@@ -120,7 +121,7 @@ impl Server {
             state,
             admin,
             listeners,
-            connections: Limit::new(limit + EXTRA_CONNECTIONS),
+            handshakes: Handshakes::new(limit),
             config_path: config_path.to_owned(),
             missed_by_reload,
             health,
@@ -133,7 +134,7 @@ impl Server {
             let acceptor = Acceptor {
                 state: Arc::clone(&server.state),
                 listener: Arc::clone(listener),
-                connections: Arc::clone(&server.connections),
+                handshakes: Arc::clone(&server.handshakes),
                 numbers: Arc::clone(&numbers),
             };
             thread::Builder::new()
@@ -228,8 +229,7 @@ impl Server {
             .workers()
             .set_limit(config.migration.workers);
         self.state.session_limit.set(config.max_connections);
-        self.connections
-            .set(config.max_connections + EXTRA_CONNECTIONS);
+        self.handshakes.set_max_connections(config.max_connections);
         self.state.custom_names.learn(&config.custom_settings);
         self.health.probe(config.health_interval);
         *self.state.config.write() = Arc::new(config);
@@ -267,7 +267,7 @@ impl Server {
         if !self.state.rounds.wait_over(Instant::now() + LAST_WORDS) {
             log::debug!("rounds are cut before their summary");
         }
-        if !self.connections.wait_empty(Instant::now() + LAST_WORDS) {
+        if !self.handshakes.wait_empty(Instant::now() + LAST_WORDS) {
             log::debug!("connections without a session are cut");
         }
         log::info!("stopped");
@@ -343,7 +343,7 @@ fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
 struct Acceptor {
     state: Arc<ProxyState>,
     listener: Arc<TcpListener>,
-    connections: Arc<Limit>,
+    handshakes: Arc<Handshakes>,
     numbers: Arc<AtomicU64>,
 }
 
@@ -365,19 +365,16 @@ impl Acceptor {
     fn serve(&self, stream: TcpStream, client: SocketAddr) {
         let conn = self.numbers.fetch_add(1, Ordering::Relaxed) + 1;
         self.state.metrics.count(Event::Accepted);
-        let Some(place) = self.connections.take() else {
+        let Some(place) = self.handshakes.enter(client.ip()) else {
             self.state.metrics.count(Event::Refused);
-            log::warn!(conn, client:%; "connection closed: too many connections in their handshake");
+            log::warn!(conn, client:%; "connection closed: too many that are not logged in");
             return;
         };
         let state = Arc::clone(&self.state);
         let spawned = thread::Builder::new()
             .name(format!("request-{conn}"))
             .stack_size(STACK_BYTES)
-            .spawn(move || {
-                connection::serve(&state, conn, stream, client);
-                drop(place);
-            });
+            .spawn(move || connection::serve(&state, conn, stream, client, place));
         if let Err(error) = spawned {
             self.state.metrics.count(Event::Refused);
             log::warn!(conn, client:%, reason:% = error; "connection closed: no thread for it");

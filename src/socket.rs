@@ -12,7 +12,7 @@ mod read_deadline;
 
 use std::io::{self, ErrorKind};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -59,6 +59,20 @@ pub enum Received {
     Idle,
 }
 
+/// Ends a socket's reads from another thread, for as long as the socket is there.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ReadCloser(Weak<TimedStream>);
+
+impl ReadCloser {
+    /// Whoever waits for bytes finds the stream's end.
+    pub(crate) fn close_read(&self) {
+        if let Some(timed) = self.0.upgrade() {
+            // Fails where the peer has gone, whose end is there then.
+            let _ = timed.stream.shutdown(Shutdown::Read);
+        }
+    }
+}
+
 /// A TCP connection to a client or a server.
 #[derive(Debug)]
 pub struct Socket {
@@ -96,6 +110,11 @@ impl Socket {
 
     fn stream(&self) -> &TcpStream {
         &self.timed.stream
+    }
+
+    /// Ends its reads from another thread.
+    pub(crate) fn read_closer(&self) -> ReadCloser {
+        ReadCloser(Arc::downgrade(&self.timed))
     }
 
     /// The session's read deadline.

@@ -11,6 +11,7 @@
 //! | a wake-up is lost, a suspension hangs | storm, and `src/forwarder/model.rs` |
 //! | a message is cut or mixed up at a read's edge | split |
 //! | the tracker of unanswered requests is wrong | exchange, `src/exchange/tests.rs` |
+//! | clients are locked out by others who do not log in | crowd, `src/handshakes.rs` |
 //! | a peer that has died is not noticed | dead_peers |
 //! | a cancel is lost or hits the wrong query | cancel |
 //! | TLS: handshakes, certificates, channel binding, alerts | tls |
@@ -37,6 +38,7 @@ mod support;
 mod admission;
 mod authentication;
 mod cancel;
+mod crowd;
 mod dead_peers;
 mod exchange;
 mod fuzz;

@@ -109,10 +109,12 @@ fn a_session_on_its_way_to_a_backend_that_became_draining_moves_on() {
     go_on.open();
     let first = proxy.wait_round(position);
     assert_eq!(first.only().line.get("to"), "pod-1");
-    let second = proxy.wait_log(position, |line| {
-        line.is("migration round finished") && line.get("trigger") == "SIGHUP"
+    // The reload's own round may have seen it arrive as well, and moved nobody.
+    proxy.wait_log(position, |line| {
+        line.is("migration round finished")
+            && line.get("trigger") == "SIGHUP"
+            && line.get("success") == "1"
     });
-    assert_eq!(second.get("success"), "1", "{}", second.raw);
     assert_ne!(client.value(WHO), servers[1].address().to_string());
 }
 

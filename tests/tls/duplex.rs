@@ -16,6 +16,7 @@ use super::certs::Files;
 use super::peer::{
     EVERY_LEG_AND_VERSION, Leg, PATIENCE, Pattern, client_context, connect, in_thread, pump, soon,
 };
+use crate::support::poll_kernel;
 
 const FOREVER: Wait = Wait::Interruptible { idle: None };
 
@@ -459,6 +460,13 @@ fn key_updates_are_answered_while_the_other_thread_writes() {
         input.write_all(b"K\n").unwrap();
         while said.next().unwrap().unwrap() != "KEYUPDATE" {}
     }
+    // s_client writes each message down as it comes.
+    let key_updates = |direction: &str| {
+        let messages = std::fs::read_to_string(&messages).unwrap();
+        let lines = messages.lines().filter(|line| line.starts_with(direction));
+        lines.filter(|line| line.contains("KeyUpdate")).count()
+    };
+    poll_kernel(|| key_updates("<<<") > 0, || "no answer".to_owned());
     enough.store(true, Ordering::Relaxed);
     let rows = writer.join().unwrap();
     // At the end of its input s_client would leave: it is to leave at ours.
@@ -475,14 +483,10 @@ fn key_updates_are_answered_while_the_other_thread_writes() {
         text[start..].starts_with(&expected),
         "wrong or missing rows"
     );
-    let messages = std::fs::read_to_string(messages).unwrap();
-    let of = |direction: &str| {
-        let lines = messages.lines().filter(|line| line.starts_with(direction));
-        lines.filter(|line| line.contains("KeyUpdate")).count()
-    };
-    assert_eq!(of(">>>"), UPDATES);
+    assert_eq!(key_updates(">>>"), UPDATES);
     // Two demands before our next record are one answer.
-    assert!((1..=UPDATES).contains(&of("<<<")), "{} answers", of("<<<"));
+    let answers = key_updates("<<<");
+    assert!((1..=UPDATES).contains(&answers), "{answers} answers");
 }
 
 #[test]
