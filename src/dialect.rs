@@ -111,8 +111,14 @@ pub enum LoginMethod {
 /// A dialect's way to move a session.
 pub trait SessionTransfer {
     /// The question for the state of one session, asked of its old server, which
-    /// told `login` at the session's login.
-    fn capture(&self, login: &Parameters) -> Box<dyn Conversation<Box<dyn SessionState>>>;
+    /// told `login` at the session's login.  `unnamed` is the client's last Parse
+    /// without a name, where its statement is still there: whoever asks in a way that
+    /// takes it from the client sends it again.
+    fn capture(
+        &self,
+        login: &Parameters,
+        unnamed: Option<&[u8]>,
+    ) -> Box<dyn Conversation<Box<dyn SessionState>>>;
 }
 
 /// A session's state between two servers.  Secret: never logged, never kept
@@ -268,16 +274,24 @@ impl Answer {
         self.frames.iter()
     }
 
+    /// The answer to a Query, and what follows its ReadyForQuery.
+    fn split_query(&self) -> (&[Frame], &[Frame]) {
+        let ready = |frame: &Frame| frame.backend_tag() == BackendTag::READY_FOR_QUERY;
+        let end = self.frames.iter().position(ready);
+        let end = end.map_or(self.frames.len(), |end| end + 1);
+        self.frames.split_at_checked(end).unwrap_or_default()
+    }
+
     /// Whether it was longer than its limit, and is lost.
     #[must_use]
     pub const fn is_too_long(&self) -> bool {
         self.too_long
     }
 
-    /// The row of an answer of exactly one row with the command tag `tag`.
+    /// The row of an answer to a Query of exactly one row with the command tag `tag`.
     fn single_row(&self, columns: &[&[u8]], tag: &str) -> Result<Vec<Option<&[u8]>>, BadAnswer> {
-        let error = self
-            .frames
+        let (frames, _) = self.split_query();
+        let error = frames
             .iter()
             .find(|f| f.backend_tag() == BackendTag::ERROR_RESPONSE);
         if let Some(error) = error {
@@ -287,8 +301,8 @@ impl Answer {
             return Err(BadAnswer::Error { sqlstate, message });
         }
         let malformed = |what| Err(BadAnswer::Malformed(what));
-        let tags: Vec<_> = self.frames.iter().map(Frame::backend_tag).collect();
-        let [description, row, complete, ready] = self.frames.as_slice() else {
+        let tags: Vec<_> = frames.iter().map(Frame::backend_tag).collect();
+        let [description, row, complete, ready] = frames else {
             return malformed(match tags.as_slice() {
                 [
                     BackendTag::ROW_DESCRIPTION,

@@ -15,6 +15,7 @@
 
 mod copy;
 mod queue;
+mod unnamed;
 
 use std::fmt;
 
@@ -22,6 +23,8 @@ pub use crate::dialect::SkipRule;
 use crate::message::{BackendTag, FrontendTag, TransactionStatus};
 use copy::CopyIn;
 use queue::{BatchEnd, Queue};
+pub(crate) use unnamed::{MAX_BYTES as MAX_UNNAMED_BYTES, UnnamedTracker};
+pub(crate) use unnamed::{Unnamed, UnnamedEffect};
 
 /// Why a session is not at a safe transfer point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

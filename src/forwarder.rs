@@ -31,7 +31,7 @@ pub(crate) use order::Obstacle;
 pub use order::Ordered;
 pub use suspension::{NotParked, Suspension};
 
-use crate::exchange::Exchange;
+use crate::exchange::{Exchange, UnnamedTracker};
 use crate::sync::{Condvar, Mutex, MutexGuard};
 
 /// Wakes readers that are blocked between two messages.
@@ -149,6 +149,7 @@ pub struct Resumed {
 struct State<S, T> {
     gate: Gate,
     exchange: Exchange,
+    unnamed: UnnamedTracker,
     request: Phase,
     response: Phase,
     /// The request processor stands suspended with a request that it has read.
@@ -211,6 +212,7 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
             state: Mutex::new(State {
                 gate: Gate::Open,
                 exchange,
+                unnamed: UnnamedTracker::default(),
                 request: Phase::Starting,
                 response: Phase::Starting,
                 request_pending: false,

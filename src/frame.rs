@@ -81,6 +81,8 @@ pub struct Scanned<'a> {
     pub frame_bytes: usize,
     /// The body, where all of it is in the buffer.
     pub body: Option<&'a [u8]>,
+    /// As much of the body as is in the buffer.
+    pub begun: &'a [u8],
     /// Where its header begins in the scanned buffer.
     pub start: usize,
 }
@@ -143,6 +145,7 @@ impl Scanner {
                 tag: header.tag,
                 frame_bytes,
                 body,
+                begun: body.or(rest.get(HEADER_BYTES..)).unwrap_or_default(),
                 start: position,
             }) {
                 Verdict::Pass => {}

@@ -33,6 +33,7 @@ use crate::config::Migration;
 use crate::connector::Connector;
 use crate::dialect::{BadAnswer, CustomNames, Dialect, LoginMethod, SessionTransfer};
 use crate::error::{Error, Peer};
+use crate::exchange::Unnamed;
 use crate::forwarder::{Closing, NotParked, Ready, Resumed, Suspension};
 use crate::frame::FrameReader;
 use crate::message::TERMINATE;
@@ -44,7 +45,7 @@ use crate::socket::ReadDeadline;
 use crate::startup::StartupPacket;
 use crate::stream::Stream;
 use crate::ticket::{MoveTicket, Report};
-use restore::{Limits, Restored};
+use restore::{Limits, Restored, Wanted};
 use state_query::{NoState, OldServer};
 
 /// What a transfer needs of a session, owned by both.
@@ -236,6 +237,16 @@ impl Attempt<'_> {
         if let Some(text) = self.round.unsupported() {
             return kept(format!("server refused: {text}"), Resumed::default());
         }
+        let unnamed = match self.suspension.unnamed() {
+            Unnamed::None => None,
+            Unnamed::Parsed(frame) => Some(frame),
+            Unnamed::TooLong => {
+                return kept("unnamed statement longer than 64 KiB", Resumed::default());
+            }
+            Unnamed::Unknown => {
+                return kept("unnamed statement unknown", Resumed::default());
+            }
+        };
         let old = self.suspension.server();
         let leftover = self.suspension.take_leftover();
         let mut server = OldServer {
@@ -244,7 +255,7 @@ impl Attempt<'_> {
             deadline: self.deadline,
             to_client: Vec::new(),
         };
-        let mut capture = transfer.capture(&old.login);
+        let mut capture = transfer.capture(&old.login, unnamed.as_deref());
         let state = match server.fetch_state(&mut *capture, self.max_state_bytes) {
             Ok(state) => state,
             Err(NoState::Answered(BadAnswer::Obstacle(reason))) => {
@@ -277,7 +288,11 @@ impl Attempt<'_> {
             max_state_bytes: self.max_state_bytes,
             deadline: self.deadline,
         };
-        match restore::restore(self.context, &old, &*state, started, limits) {
+        let wanted = Wanted {
+            state: &*state,
+            unnamed: unnamed.as_deref(),
+        };
+        match restore::restore(self.context, &old, wanted, started, limits) {
             Ok(restored) => {
                 // What it says now is the client's as well, and read before its
                 // connection goes; but not its FATAL, which is true of that

@@ -8,4 +8,5 @@ mod many;
 mod matrix;
 mod migration;
 mod transfer;
+mod unnamed;
 mod waiting;

@@ -16,7 +16,7 @@ use super::{
     Answer, BadAnswer, Conversation, Request, SessionState, SessionTransfer, Turn, Unsupported,
 };
 use crate::error::{Error, Refusal, shown};
-use crate::message::query;
+use crate::message::{BackendTag, ErrorFields, FrontendTag, put_message, query};
 use crate::parameters::Parameters;
 use crate::startup::StartupPacket;
 
@@ -60,9 +60,14 @@ pub(super) fn prepare_startup(startup: &mut StartupPacket, client: SocketAddr) {
 pub(super) struct Transfer;
 
 impl SessionTransfer for Transfer {
-    fn capture(&self, _login: &Parameters) -> Box<dyn Conversation<Box<dyn SessionState>>> {
+    fn capture(
+        &self,
+        _login: &Parameters,
+        unnamed: Option<&[u8]>,
+    ) -> Box<dyn Conversation<Box<dyn SessionState>>> {
         Box::new(StateQuery {
             key: Uuid::new_v4(),
+            unnamed: unnamed.map(<[u8]>::to_vec),
         })
     }
 }
@@ -70,14 +75,13 @@ impl SessionTransfer for Transfer {
 /// `SHOW TRANSFER STATE` with a key that its answer has to echo.
 struct StateQuery {
     key: Uuid,
+    unnamed: Option<Vec<u8>>,
 }
 
 impl Conversation<Box<dyn SessionState>> for StateQuery {
     fn begin(&mut self, _left: Duration) -> Result<Request, BadAnswer> {
-        Ok(Request {
-            bytes: query(&format!("SHOW TRANSFER STATE WITH '{}'", self.key)),
-            ready_for_queries: 1,
-        })
+        let sql = format!("SHOW TRANSFER STATE WITH '{}'", self.key);
+        Ok(with_unnamed(query(&sql), self.unnamed.as_deref()))
     }
 
     fn answered(
@@ -144,31 +148,74 @@ impl SessionState for SerializedSession {
     fn restore<'a>(
         &'a self,
         _login: &Parameters,
-        _unnamed: Option<&'a [u8]>,
+        unnamed: Option<&'a [u8]>,
     ) -> Box<dyn Conversation<()> + 'a> {
-        Box::new(Deserialization(self))
+        Box::new(Deserialization {
+            session: self,
+            unnamed,
+        })
     }
 }
 
 /// `crdb_internal.deserialize_session` with the state.
-struct Deserialization<'a>(&'a SerializedSession);
+struct Deserialization<'a> {
+    session: &'a SerializedSession,
+    unnamed: Option<&'a [u8]>,
+}
+
+/// A Query, and behind it the client's unnamed statement, which the Query takes away
+/// (conn_executor.go: a simple query deletes the prepared statement "").
+fn with_unnamed(query: Vec<u8>, unnamed: Option<&[u8]>) -> Request {
+    let mut bytes = query;
+    let Some(parse) = unnamed else {
+        return Request {
+            bytes,
+            ready_for_queries: 1,
+        };
+    };
+    bytes.extend_from_slice(parse);
+    put_message(&mut bytes, FrontendTag::SYNC.0, |_| {});
+    Request {
+        bytes,
+        ready_for_queries: 2,
+    }
+}
+
+/// Looks at what followed the answer to the Query.
+fn check_unnamed(answer: &Answer, unnamed: Option<&[u8]>) -> Result<(), BadAnswer> {
+    if unnamed.is_none() {
+        return Ok(());
+    }
+    let (_, frames) = answer.split_query();
+    match frames {
+        [complete, ready]
+            if complete.backend_tag() == BackendTag::PARSE_COMPLETE && ready.body() == b"I" =>
+        {
+            Ok(())
+        }
+        [error, ..] if error.backend_tag() == BackendTag::ERROR_RESPONSE => {
+            let message = ErrorFields::parse(error.body()).message;
+            Err(BadAnswer::Refused(format!("unnamed statement: {message}")))
+        }
+        _ => Err(BadAnswer::Malformed("the unnamed statement was not parsed")),
+    }
+}
 
 impl Conversation<()> for Deserialization<'_> {
     fn begin(&mut self, _left: Duration) -> Result<Request, BadAnswer> {
-        let state = &self.0.state_base64;
-        Ok(Request {
-            bytes: query(&format!(
-                "SELECT crdb_internal.deserialize_session(decode('{state}', 'base64'))"
-            )),
-            ready_for_queries: 1,
-        })
+        let state = &self.session.state_base64;
+        let sql = format!("SELECT crdb_internal.deserialize_session(decode('{state}', 'base64'))");
+        Ok(with_unnamed(query(&sql), self.unnamed))
     }
 
     fn answered(&mut self, answer: &Answer, _left: Duration) -> Result<Turn<()>, BadAnswer> {
         let row = answer.single_row(&[RESTORE_COLUMN], "SELECT 1")?;
         match row.as_slice() {
             // A boolean in text format (protocol document: true is `t`).
-            [Some(b"t")] => Ok(Turn::Done(())),
+            [Some(b"t")] => {
+                check_unnamed(answer, self.unnamed)?;
+                Ok(Turn::Done(()))
+            }
             _ => Err(BadAnswer::Malformed("the restore did not say true")),
         }
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Closed, Direction, Forwarder, Gate, Order, Phase, Ready, Resumed, State, Ticket};
+use crate::exchange::UnnamedEffect;
 use crate::message::{BackendTag, FrontendTag, TransactionStatus};
 use crate::sync::MutexGuard;
 
@@ -22,6 +23,8 @@ pub struct RequestFrame {
     pub tag: FrontendTag,
     /// Offset of its header.
     pub start: usize,
+    /// What it does to the unnamed statement.
+    pub unnamed: UnnamedEffect,
 }
 
 /// One frame of the server.
@@ -74,8 +77,8 @@ impl<S, T: Ticket> State<S, T> {
 }
 
 impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
-    /// Feeds the client's next frames and tells how many bytes of them may be
-    /// forwarded: those of all frames, or those before a batch that is held
+    /// Feeds the client's next frames, which stand in `bytes`, and tells how many
+    /// of these may be forwarded: those of all frames, or those before a batch that is held
     /// back.  Waits while the session is suspended or the first batch is held.
     ///
     /// `server` is brought up to date.
@@ -85,7 +88,7 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
     pub fn admit_request(
         self: &Arc<Self>,
         frames: &[RequestFrame],
-        bytes: usize,
+        bytes: &[u8],
         server: &mut Arc<S>,
     ) -> Result<usize, Closed> {
         let mut state = self.state.lock();
@@ -126,7 +129,7 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
     fn feed_requests(
         state: &mut State<S, T>,
         frames: &[RequestFrame],
-        bytes: usize,
+        bytes: &[u8],
         held: bool,
     ) -> usize {
         for frame in frames {
@@ -134,9 +137,11 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
                 return frame.start;
             }
             state.exchange.request(frame.tag);
+            let own = bytes.get(frame.start..).unwrap_or_default();
+            state.unnamed.request(frame.tag, frame.unnamed, own);
             state.terminate_sent |= frame.tag == FrontendTag::TERMINATE;
         }
-        bytes
+        bytes.len()
     }
 
     /// Feeds the server's next frames before they are written to the client.
@@ -155,6 +160,10 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
         if state.gate == Gate::Open {
             for frame in frames {
                 state.exchange.response(frame.tag, frame.status);
+                state.unnamed.response(frame.tag);
+                if frame.tag == BackendTag::READY_FOR_QUERY && state.exchange.is_answered() {
+                    state.unnamed.all_answered();
+                }
             }
             state.response = Phase::Writing;
             state.responses_written += 1;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Closing, Forwarder, Gate, Phase, Resumed, Ticket};
+use crate::exchange::Unnamed;
 
 /// Why the processors could not be brought to stand still.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +69,12 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Suspension<S, T> {
     #[must_use]
     pub fn closing(&self) -> Option<Closing> {
         self.forwarder.closing()
+    }
+
+    /// The client's unnamed statement.
+    #[must_use]
+    pub(crate) fn unnamed(&self) -> Unnamed {
+        self.forwarder.state.lock().unnamed.statement().clone()
     }
 
     /// Bytes of the server that the response processor had read but not

@@ -5,13 +5,17 @@ use std::sync::Arc;
 use super::buffer::Reader;
 use super::{Context, ProcessorExit, ServerStream, failed, malformed, read_failed};
 use crate::error::{Error, Peer};
+use crate::exchange::{MAX_UNNAMED_BYTES, UnnamedEffect};
 use crate::forwarder::{Direction, RequestFrame, Ticket};
-use crate::frame::{Scanned, Scanner, Verdict};
+use crate::frame::{HEADER_BYTES, Scanned, Scanner, Verdict};
 use crate::message::FrontendTag;
 use crate::socket::Received;
 
 const READING: &str = "reading requests";
 const FORWARDING: &str = "forwarding requests";
+
+/// A Close of the unnamed statement: header, `S`, an empty name.
+const CLOSE_UNNAMED_BYTES: usize = HEADER_BYTES + 2;
 
 /// Forwards the client's messages until a side ends.  `leftover`: what the
 /// client sent behind its login.
@@ -112,7 +116,11 @@ impl<S: ServerStream, T: Ticket + 'static> Requests<'_, S, T> {
         if bytes == 0 {
             return Ok(Next::Read);
         }
-        let admitted = forwarder.admit_request(&self.frames, bytes, &mut self.server)?;
+        let admitted = forwarder.admit_request(
+            &self.frames,
+            self.reader.buffer.first(bytes),
+            &mut self.server,
+        )?;
         let next = if admitted < bytes {
             // Cut before a batch that is held back: it is scanned again.
             self.scanner.restart();
@@ -135,15 +143,43 @@ impl<S: ServerStream, T: Ticket + 'static> Requests<'_, S, T> {
 /// the first is noted.
 fn note_request(frames: &mut Vec<RequestFrame>, frame: Scanned<'_>) -> Verdict {
     let tag = FrontendTag(frame.tag);
-    let repeated = tag == FrontendTag::COPY_DATA
-        && frames
-            .last()
-            .is_some_and(|last: &RequestFrame| last.tag == tag);
-    if !repeated {
-        frames.push(RequestFrame {
-            tag,
-            start: frame.start,
-        });
-    }
+    let unnamed = match tag {
+        FrontendTag::COPY_DATA
+            if frames
+                .last()
+                .is_some_and(|last: &RequestFrame| last.tag == tag) =>
+        {
+            return Verdict::Pass;
+        }
+        FrontendTag::PARSE => match effect_of_parse(&frame) {
+            Some(effect) => effect,
+            None => return Verdict::Hold,
+        },
+        FrontendTag::CLOSE => match frame.body {
+            Some(b"S\0") => UnnamedEffect::Close,
+            Some(_) => UnnamedEffect::None,
+            None if frame.frame_bytes <= CLOSE_UNNAMED_BYTES => return Verdict::Hold,
+            None => UnnamedEffect::None,
+        },
+        _ => UnnamedEffect::None,
+    };
+    frames.push(RequestFrame {
+        tag,
+        start: frame.start,
+        unnamed,
+    });
     Verdict::Pass
+}
+
+/// What a Parse does to the unnamed statement; `None` where more of it has to come
+/// first.
+fn effect_of_parse(frame: &Scanned<'_>) -> Option<UnnamedEffect> {
+    let bytes = frame.frame_bytes;
+    let first = frame.begun.first()?;
+    Some(match (first, frame.body) {
+        (0, Some(_)) if bytes <= MAX_UNNAMED_BYTES => UnnamedEffect::Parse { bytes },
+        (0, None) if bytes <= MAX_UNNAMED_BYTES => return None,
+        (0, _) => UnnamedEffect::LongParse,
+        _ => UnnamedEffect::None,
+    })
 }

@@ -33,6 +33,14 @@ pub(super) struct Limits {
     pub(super) deadline: Instant,
 }
 
+/// What the new server's session has to become.
+#[derive(Clone, Copy)]
+pub(super) struct Wanted<'a> {
+    pub(super) state: &'a dyn SessionState,
+    /// The client's last Parse without a name, where its statement is still there.
+    pub(super) unnamed: Option<&'a [u8]>,
+}
+
 /// Opens a connection to another server than `old` and restores the session on it.
 ///
 /// # Errors
@@ -40,7 +48,7 @@ pub(super) struct Limits {
 pub(super) fn restore(
     context: &TransferContext,
     old: &ServerConn,
-    state: &dyn SessionState,
+    Wanted { state, unnamed }: Wanted<'_>,
     round_started: Instant,
     limits: Limits,
 ) -> Result<Restored, String> {
@@ -76,7 +84,7 @@ pub(super) fn restore(
     let left = || deadline.saturating_duration_since(Instant::now());
     let mut reported = Parameters::default();
     let mut to_client = Vec::new();
-    let mut conversation = state.restore(&login, None);
+    let mut conversation = state.restore(&login, unnamed);
     let mut request = conversation.begin(left()).map_err(|bad| failed(&bad))?;
     loop {
         server

@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 use crate::support::postgres::Cluster;
 
 /// The server of these tests, with what they need in it.
-fn cluster() -> &'static Cluster {
+pub(crate) fn cluster() -> &'static Cluster {
     static CLUSTER: OnceLock<Cluster> = OnceLock::new();
     CLUSTER.get_or_init(|| {
         let cluster = Cluster::start(

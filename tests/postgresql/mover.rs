@@ -66,7 +66,7 @@ impl Session {
 
     /// Asks for its state.
     pub(super) fn capture(&mut self) -> Result<Box<dyn SessionState>, String> {
-        let mut question = self.transfer().capture(&self.login);
+        let mut question = self.transfer().capture(&self.login, None);
         converse(&mut self.wire, &mut *question).map_err(|bad| bad.to_string())
     }
 

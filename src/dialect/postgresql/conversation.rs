@@ -48,7 +48,11 @@ impl Transfer {
 }
 
 impl SessionTransfer for Transfer {
-    fn capture(&self, login: &Parameters) -> Box<dyn Conversation<Box<dyn SessionState>>> {
+    fn capture(
+        &self,
+        login: &Parameters,
+        _unnamed: Option<&[u8]>,
+    ) -> Box<dyn Conversation<Box<dyn SessionState>>> {
         Box::new(Question {
             server: Server::of(login),
             custom_names: Arc::clone(&self.custom_names),

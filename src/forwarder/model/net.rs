@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 
 use shuttle::rand::{Rng, thread_rng};
 
+use crate::exchange::UnnamedEffect;
 use crate::forwarder::{Direction, Interrupt, RequestFrame, ResponseFrame};
 use crate::message::{BackendTag, FrontendTag, TransactionStatus};
 use crate::sync::{Condvar, Mutex, MutexGuard};
@@ -205,6 +206,7 @@ pub(super) fn request_frames(requests: &[u8]) -> Vec<RequestFrame> {
             tag => FrontendTag(tag),
         },
         start,
+        unnamed: UnnamedEffect::None,
     };
     let begins = |&(_, &request): &(usize, &u8)| request != TAIL;
     requests

@@ -198,7 +198,7 @@ impl Model {
                 }
             }
             let frames = request_frames(&buffer);
-            let admitted = forwarder.admit_request(&frames, buffer.len(), &mut server)?;
+            let admitted = forwarder.admit_request(&frames, &buffer, &mut server)?;
             unscanned = admitted < buffer.len();
             let bytes: Vec<_> = buffer.drain(..admitted).collect();
             if !self.net.to_server(*server, &bytes) {
