@@ -32,6 +32,8 @@ struct Backend {
     /// The last dial ended by its deadline, so the next may cost as much.
     slow: Option<Instant>,
     reachable: bool,
+    /// It is spoken to without TLS, which the operator does not expect.
+    in_clear: bool,
     /// When it was last found reachable or not.
     dialled: Option<Instant>,
 }
@@ -103,6 +105,7 @@ impl Balancer {
                         sessions: 0,
                         slow: None,
                         reachable: true,
+                        in_clear: false,
                         dialled: None,
                     });
                     next += 1;
@@ -215,6 +218,16 @@ impl Balancer {
         backend.slow = slow.then_some(now);
         backend.dialled = Some(now);
         std::mem::replace(&mut backend.reachable, reached) != reached
+    }
+}
+
+impl Balancer {
+    /// Notes whether a backend is spoken to without TLS where that is worth a
+    /// warning.  Tells whether that is news.
+    pub(crate) fn note_clear(&self, id: BackendId, in_clear: bool) -> bool {
+        let mut backends = self.backends.lock();
+        let backend = backends.iter_mut().find(|b| b.id == id);
+        backend.is_some_and(|b| std::mem::replace(&mut b.in_clear, in_clear) != in_clear)
     }
 }
 

@@ -19,7 +19,7 @@ use crate::dialect::CustomNames;
 use crate::error::{Error, Peer, Refusal, SqlState, shown};
 use crate::handshakes::{Handshake, Place};
 use crate::logging::event;
-use crate::message::fatal_error;
+use crate::message::{fatal_error, process_id};
 use crate::metrics::{Event, Gauge, Metrics};
 use crate::registry::Registry;
 use crate::round::Rounds;
@@ -322,6 +322,7 @@ fn open(
         startup,
         read_deadline,
         parameters: Arc::new(Mutex::new(parameters)),
+        client_process_id: client_key.as_deref().and_then(process_id),
     };
     let Some(permits) = permits else {
         return Err(Refusal::TooManyLogins.into());

@@ -127,13 +127,13 @@ impl Connector {
 
     /// A connection for the transfer of a session that leaves `own`, logged in
     /// by `startup` alone, for the sake of `login_by` in it: the targets in the balancer's order, until
-    /// one lets it in.
+    /// one lets it in; with TLS, where the session has it now (`encrypted`).
     ///
     /// # Errors
     /// The last target's failure, or that there is no target at all.
     pub(crate) fn log_in_target(
         &self,
-        own: BackendId,
+        (own, encrypted): (BackendId, bool),
         startup: &[u8],
         login_by: &str,
         read_deadline: &Arc<ReadDeadline>,
@@ -156,6 +156,10 @@ impl Connector {
                 .open(assignment, startup, read_deadline, deadline)
                 .and_then(|mut connected| {
                     let Connected { server, first, .. } = &mut connected;
+                    if encrypted && !server.stream().is_encrypted() {
+                        let what = "it has no TLS, which the session has where it is";
+                        return Err(Error::protocol(Peer::Server, CONNECTING, what));
+                    }
                     let login = by_startup(server, first, login_by, deadline)?;
                     Ok((connected, login))
                 });
@@ -223,7 +227,27 @@ impl Connector {
             }
             Ok(_) => {}
         }
+        if let Ok((server, _)) = &opened {
+            self.warn_of_clear(id, backend, &address, server.stream());
+        }
         opened
+    }
+
+    /// Says once, until it changes, that a backend is spoken to in clear although
+    /// the file names whom its certificate has to come from.
+    fn warn_of_clear(&self, id: BackendId, backend: &str, address: &str, stream: &Stream) {
+        let tls = Arc::clone(&self.settings.read().tls);
+        let in_clear = tls.warns_of_clear() && !stream.is_encrypted();
+        match (self.balancer.note_clear(id, in_clear), in_clear) {
+            (true, true) => log::warn!(
+                backend,
+                address;
+                "backend is spoken to without TLS: it refuses TLS or shows a certificate that \
+                 ca_file does not know, and sslmode = \"prefer\" allows that"
+            ),
+            (true, false) => log::info!(backend, address; "backend is spoken to with TLS again"),
+            (false, _) => {}
+        }
     }
 
     /// Dials a backend for nobody: up to its first answer, whatever that says,

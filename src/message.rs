@@ -138,6 +138,33 @@ pub(crate) fn split_cstr(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((bytes.get(..end)?, bytes.get(end + 1..)?))
 }
 
+/// The first four bytes of a BackendKeyData's body, and of a NotificationResponse's.
+pub(crate) type ProcessId = [u8; 4];
+
+/// The process id in a cancel key.
+#[must_use]
+pub(crate) fn process_id(key: &[u8]) -> Option<ProcessId> {
+    key.first_chunk().copied()
+}
+
+/// A NotificationResponse of the process `own`, which serves the session, is made one
+/// of the process `client`, which its client knows: drivers tell by it their own
+/// notifications from others'.  `frame` begins with its header.
+pub(crate) fn rewrite_notification(
+    frame: &mut [u8],
+    own: Option<ProcessId>,
+    client: Option<ProcessId>,
+) {
+    const HEADER_BYTES: usize = 5;
+    if let (Some(own), Some(client)) = (own, client)
+        && frame.first() == Some(&BackendTag::NOTIFICATION_RESPONSE.0)
+        && let Some(sender) = frame.get_mut(HEADER_BYTES..HEADER_BYTES + own.len())
+        && *sender == own
+    {
+        sender.copy_from_slice(&client);
+    }
+}
+
 /// Name and value of a ParameterStatus body.
 #[must_use]
 pub fn parameter_status(body: &[u8]) -> Option<(&[u8], &[u8])> {

@@ -23,6 +23,7 @@ pub use responses::run_responses;
 
 use crate::error::{BadFrame, Error, Peer};
 use crate::forwarder::{Closed, Direction, Forwarder, Ready, Ticket};
+use crate::message::ProcessId;
 use crate::parameters::Parameters;
 use crate::server_conn::ServerConn;
 use crate::stream::Stream;
@@ -59,11 +60,20 @@ pub enum StreamPosition {
 pub trait ServerStream: Send + Sync + 'static {
     /// The connection to the SQL node.
     fn stream(&self) -> &Stream;
+
+    /// The process that serves the session there, as its BackendKeyData says.
+    fn process_id(&self) -> Option<ProcessId> {
+        None
+    }
 }
 
 impl ServerStream for ServerConn {
     fn stream(&self) -> &Stream {
         &self.stream
+    }
+
+    fn process_id(&self) -> Option<ProcessId> {
+        Self::process_id(self)
     }
 }
 
@@ -75,6 +85,8 @@ pub struct Context<S: ServerStream, T: Ticket + 'static> {
     pub forwarder: Arc<Forwarder<S, T>>,
     /// What the client has been told of the server's parameters.
     pub parameters: Arc<Mutex<Parameters>>,
+    /// The process that the client believes to be served by.
+    pub client_process_id: Option<ProcessId>,
     /// Carries out an order that a processor found ready; must not block.
     pub start_transfer: Arc<dyn Fn(Ready<S, T>) + Send + Sync>,
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::balancer::Assignment;
+use crate::message::{ProcessId, process_id};
 use crate::parameters::Parameters;
 use crate::stream::Stream;
 
@@ -17,4 +18,12 @@ pub(crate) struct ServerConn {
     pub key: Option<Vec<u8>>,
     /// The parameters that the server reported at the login.
     pub login: Parameters,
+}
+
+impl ServerConn {
+    /// The process that serves the session there.
+    #[must_use]
+    pub(crate) fn process_id(&self) -> Option<ProcessId> {
+        process_id(self.key.as_deref()?)
+    }
 }

@@ -182,6 +182,7 @@ impl Session {
             client: Arc::clone(&self.client),
             forwarder: Arc::clone(&self.forwarder),
             parameters: Arc::clone(&self.transfer.parameters),
+            client_process_id: self.transfer.client_process_id,
             start_transfer: Arc::new(move |ready| {
                 // A processor runs, so its session is there.
                 if let Some(session) = this.upgrade() {

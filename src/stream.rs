@@ -61,6 +61,12 @@ impl Stream {
         }
     }
 
+    /// Whether it is encrypted.
+    #[must_use]
+    pub const fn is_encrypted(&self) -> bool {
+        matches!(self, Self::Tls(_))
+    }
+
     /// Gives back what room the stream keeps for the next long write: for the
     /// direction that has had nothing to write for a while.
     pub fn release_write_buffer(&self) {

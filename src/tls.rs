@@ -202,6 +202,8 @@ pub enum Negotiated {
 /// The server leg, where the proxy is the TLS client.
 pub struct ServerTlsContext {
     mode: SslMode,
+    /// A `ca_file` says whom the operator trusts.
+    has_authorities: bool,
     connector: TlsConnector,
 }
 
@@ -269,7 +271,18 @@ impl ServerTlsContext {
             let what = format!("cannot be used: {}", handshake_reason(&error));
             BadFile::new(file.unwrap_or(Path::new("server_tls")), what)
         })?;
-        Ok(Self { mode, connector })
+        Ok(Self {
+            mode,
+            has_authorities: ca_file.is_some(),
+            connector,
+        })
+    }
+
+    /// Whether a connection without TLS is allowed and still worth a warning: `prefer`
+    /// with a `ca_file`, whose operator thinks of the servers as checked.
+    #[must_use]
+    pub(crate) fn warns_of_clear(&self) -> bool {
+        self.mode == SslMode::Prefer && self.has_authorities
     }
 
     /// Asks the server behind the new connection `socket` for TLS as `sslmode`

@@ -36,7 +36,7 @@ use crate::error::{Error, Peer};
 use crate::exchange::Unnamed;
 use crate::forwarder::{Closing, NotParked, Ready, Resumed, Suspension};
 use crate::frame::FrameReader;
-use crate::message::TERMINATE;
+use crate::message::{ProcessId, TERMINATE};
 use crate::metrics::TransferOutcome;
 use crate::parameters::Parameters;
 use crate::round::Round;
@@ -62,6 +62,8 @@ pub(crate) struct TransferContext {
     pub read_deadline: Arc<ReadDeadline>,
     /// What the client has been told.
     pub parameters: Arc<Mutex<Parameters>>,
+    /// The process that the client believes to be served by.
+    pub client_process_id: Option<ProcessId>,
 }
 
 impl TransferContext {
@@ -252,6 +254,7 @@ impl Attempt<'_> {
         let mut server = OldServer {
             reader: FrameReader::new(Arc::clone(&old.stream), Peer::Server, leftover),
             parameters: &self.context.parameters,
+            process_ids: (old.process_id(), self.context.client_process_id),
             deadline: self.deadline,
             to_client: Vec::new(),
         };

@@ -9,13 +9,16 @@ use super::{Context, ProcessorExit, ServerStream, StreamPosition, failed, malfor
 use crate::error::{Error, Peer};
 use crate::forwarder::{Direction, ResponseAdmission, ResponseFrame, Resumed, Ticket};
 use crate::frame::{HEADER_BYTES, Header, Scanned, Scanner, Verdict};
-use crate::message::{BackendTag, ErrorFields, TransactionStatus, parameter_status};
+use crate::message::{
+    BackendTag, ErrorFields, TransactionStatus, parameter_status, rewrite_notification,
+};
 use crate::parameters::Parameters;
 use crate::socket::Received;
 
-/// A ParameterStatus or an ErrorResponse is held back until it is whole, so that
-/// it can be read, unless it is longer than this; PostgreSQL's are below 1 KiB.
-const REPORT_LIMIT: usize = 8 * 1024;
+/// A ParameterStatus, an ErrorResponse or a NotificationResponse is held back until it
+/// is whole, so that it can be read, unless it is longer than this; PostgreSQL's are
+/// below 1 KiB, and a notification's payload below 8,000 bytes (async.c).
+const REPORT_LIMIT: usize = 16 * 1024;
 
 const READING: &str = "reading answers";
 const FORWARDING: &str = "forwarding answers";
@@ -36,6 +39,7 @@ pub fn run_responses<S: ServerStream, T: Ticket + 'static>(
         reader: Reader::new(leftover),
         scanner: Scanner::default(),
         frames: Vec::new(),
+        notifications: Vec::new(),
         fatal_last: false,
         position: StreamPosition::BetweenMessages,
     };
@@ -70,6 +74,8 @@ struct Responses<'a, S: ServerStream, T: Ticket + 'static> {
     scanner: Scanner,
     /// Of the last scan; kept for its memory.
     frames: Vec<ResponseFrame>,
+    /// Where its notifications begin.
+    notifications: Vec<usize>,
     /// The last frame scanned is the server's FATAL.
     fatal_last: bool,
     /// How the client's stream would be left now.
@@ -117,14 +123,24 @@ impl<S: ServerStream, T: Ticket + 'static> Responses<'_, S, T> {
     fn forward(&mut self) -> Result<Next, ProcessorExit> {
         self.frames.clear();
         let (frames, fatal_last) = (&mut self.frames, &mut self.fatal_last);
+        let notifications = &mut self.notifications;
         let parameters = &self.context.parameters;
         let bytes = self
             .scanner
             .scan(&self.reader.buffer.bytes, |frame| {
                 *fatal_last = is_fatal_error(&frame);
+                if BackendTag(frame.tag) == BackendTag::NOTIFICATION_RESPONSE {
+                    notifications.push(frame.start);
+                }
                 note_response(frames, frame, parameters)
             })
             .map_err(|source| malformed(Peer::Server, READING, source))?;
+        let own = self.server.process_id();
+        for start in self.notifications.drain(..) {
+            if let Some(frame) = self.reader.buffer.bytes.get_mut(start..) {
+                rewrite_notification(frame, own, self.context.client_process_id);
+            }
+        }
         if bytes == 0 {
             return Ok(Next::Read);
         }
@@ -244,6 +260,10 @@ impl<S: ServerStream, T: Ticket + 'static> Responses<'_, S, T> {
 
     /// Forwards the first frame of the buffer, which no request has asked for.
     fn pass_unasked(&mut self, tag: BackendTag, frame_bytes: usize) -> Result<(), ProcessorExit> {
+        if let Some(frame) = self.reader.buffer.bytes.get_mut(..frame_bytes) {
+            let client = self.context.client_process_id;
+            rewrite_notification(frame, self.server.process_id(), client);
+        }
         let frame = self.reader.buffer.first(frame_bytes);
         let body = frame.get(HEADER_BYTES..).unwrap_or_default();
         if tag == BackendTag::PARAMETER_STATUS
@@ -298,7 +318,9 @@ fn note_response(
             };
             status = body.first().copied().and_then(TransactionStatus::from_byte);
         }
-        BackendTag::ERROR_RESPONSE if frame.body.is_none() && frame.frame_bytes <= REPORT_LIMIT => {
+        BackendTag::ERROR_RESPONSE | BackendTag::NOTIFICATION_RESPONSE
+            if frame.body.is_none() && frame.frame_bytes <= REPORT_LIMIT =>
+        {
             return Verdict::Hold;
         }
         BackendTag::PARAMETER_STATUS => match frame.body {

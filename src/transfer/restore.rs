@@ -10,7 +10,7 @@ use crate::authentication::Login;
 use crate::connector::Connected;
 use crate::dialect::{Answer, SessionState, Turn};
 use crate::error::{Error, Peer};
-use crate::message::{BackendTag, parameter_status};
+use crate::message::{BackendTag, parameter_status, process_id, rewrite_notification};
 use crate::parameters::Parameters;
 use crate::server_conn::ServerConn;
 
@@ -62,7 +62,7 @@ pub(super) fn restore(
     let (connected, login) = context
         .connector
         .log_in_target(
-            old.assignment.id(),
+            (old.assignment.id(), old.stream.is_encrypted()),
             &startup.to_bytes(),
             state.login_by(),
             &context.read_deadline,
@@ -83,7 +83,7 @@ pub(super) fn restore(
     let failed = |error: &dyn Display| format!("{name}: restore: {error}");
     let left = || deadline.saturating_duration_since(Instant::now());
     let mut reported = Parameters::default();
-    let mut to_client = Vec::new();
+    let mut to_client: Vec<u8> = Vec::new();
     let mut conversation = state.restore(&login, unnamed);
     let mut request = conversation.begin(left()).map_err(|bad| failed(&bad))?;
     loop {
@@ -105,7 +105,12 @@ pub(super) fn restore(
                     }
                 }
                 BackendTag::NOTIFICATION_RESPONSE => {
+                    let start = to_client.len();
                     to_client.extend(frame.as_bytes());
+                    if let Some(frame) = to_client.get_mut(start..) {
+                        let own = key.as_deref().and_then(process_id);
+                        rewrite_notification(frame, own, context.client_process_id);
+                    }
                     if to_client.len() > MAX_UNASKED_BYTES {
                         let what = format!("more than {MAX_UNASKED_BYTES} bytes unasked");
                         return Err(failed(&what));

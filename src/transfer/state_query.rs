@@ -11,7 +11,7 @@ use crate::dialect::{Answer, BadAnswer, Conversation, Request, SessionState, Tur
 use crate::error::{BadFrame, Error, Peer};
 use crate::forwarder::Resumed;
 use crate::frame::{Frame, FrameReader};
-use crate::message::{BackendTag, ErrorFields, parameter_status};
+use crate::message::{BackendTag, ErrorFields, ProcessId, parameter_status, rewrite_notification};
 use crate::parameters::Parameters;
 
 /// Room in an answer besides the state: key, token, lengths.
@@ -63,6 +63,8 @@ pub(super) struct OldServer<'a> {
     pub(super) reader: FrameReader,
     /// What the client has been told.
     pub(super) parameters: &'a Mutex<Parameters>,
+    /// Of the session's process there, and of the one that the client knows.
+    pub(super) process_ids: (Option<ProcessId>, Option<ProcessId>),
     /// The transfer's.
     pub(super) deadline: Instant,
     /// What the server sent unasked meanwhile: the client's.
@@ -219,7 +221,12 @@ impl OldServer<'_> {
         {
             self.parameters.lock().set(name, value);
         }
+        let start = self.to_client.len();
         self.to_client.extend_from_slice(frame.as_bytes());
+        if let Some(frame) = self.to_client.get_mut(start..) {
+            let (own, client) = self.process_ids;
+            rewrite_notification(frame, own, client);
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 mod asking;
 mod kinds;
 mod mover;
+mod notifications;
 mod refusals;
 mod rounds;
 mod targets;

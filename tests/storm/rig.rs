@@ -175,6 +175,7 @@ impl Rig {
             client: Arc::clone(&self.near_client),
             forwarder: Arc::clone(&self.forwarder),
             parameters: Arc::default(),
+            client_process_id: None,
             start_transfer: Arc::new(move |ready| {
                 let _ = start.send(ready);
             }),

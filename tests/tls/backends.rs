@@ -9,8 +9,9 @@ use super::certs::{Certificate, Files, authority, ec_key};
 use super::peer::server;
 use super::rig::{PLAIN_INSIDE, TLS_INSIDE, before_postgres, psql, secure};
 use crate::support::message;
+use crate::support::pods::Pods;
 use crate::support::postgres::Cluster;
-use crate::support::proxy::Setup;
+use crate::support::proxy::{Outcome, Setup};
 use crate::support::server::Server;
 use crate::support::soon;
 use crate::support::wire::{Channel, Received, Wire};
@@ -113,6 +114,11 @@ fn each_sslmode_takes_what_it_may_and_passes_over_the_rest() {
                 .iter()
                 .filter(|line| line.is("backend unreachable"))
                 .collect();
+            let warnings = lines.iter().filter(|line| {
+                line.level == "WARN" && line.raw.contains("backend is spoken to without TLS")
+            });
+            let unexpected = mode == "prefer" && !ca.is_empty() && expected == Plain;
+            assert_eq!(warnings.count(), usize::from(unexpected), "{context}");
             match expected {
                 Plain | Tls => {
                     let expected = if expected == Tls { OVER_TLS } else { IN_CLEAR };
@@ -230,4 +236,31 @@ fn a_client_hears_why_no_server_will_do() {
             .contains("the server refuses TLS, which sslmode demands"),
         "{came:?}"
     );
+}
+
+/// What it says from then on would go over the wire in clear.
+#[test]
+fn a_session_with_tls_moves_to_no_server_without() {
+    let ours = authority("ours");
+    let directory = Files::new();
+    let certificate = ours.issue("127.0.0.1");
+    let (cert, key) = (
+        directory.cert("pod.crt", &certificate),
+        directory.key("pod.key", &certificate),
+    );
+    let pods = Pods::start_with(1, |config| config.tls(&cert, &key));
+    let clear = Server::echoing();
+    let proxy = Setup::new(&[pods.addresses()[0], clear.address()]).start();
+    let mut client = proxy.login("maria");
+    let round = proxy.migrate();
+    let transfer = round.only();
+    assert_eq!(transfer.outcome, Outcome::Recoverable);
+    assert!(
+        transfer
+            .reason()
+            .contains("it has no TLS, which the session has where it is"),
+        "{}",
+        transfer.reason()
+    );
+    assert_eq!(client.value("SELECT sqlpod_name()"), "pod-0");
 }
