@@ -45,8 +45,13 @@ const ACCEPT_PAUSE: Timespec = Timespec {
 /// Prometheus's text format, as its documentation names it.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
+const JSON_TYPE: &str = "application/json";
+
 /// `Ok`, or in one line why no client should be sent here now.
 pub(crate) type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+/// The proxy's state as JSON.
+pub(crate) type StatusJson = Arc<dyn Fn() -> String + Send + Sync>;
 
 /// The admin HTTP server.  Dropped, it closes its listener and all clients and
 /// waits for their threads; a request whose answer is being made (`readiness`) is
@@ -61,6 +66,7 @@ pub(crate) struct Admin {
 struct AdminState {
     metrics: Arc<Metrics>,
     readiness: Readiness,
+    status: StatusJson,
     stopping: AtomicBool,
     /// Wakes the acceptor: to stop, or because a client has gone.
     wake: OwnedFd,
@@ -93,6 +99,10 @@ const ROUTES: &[Route] = &[
         },
     },
     Route {
+        path: "/status",
+        answer: |state| Response::new(200, JSON_TYPE, (state.status)()),
+    },
+    Route {
         path: "/metrics",
         answer: |state| Response::new(200, METRICS_TYPE, state.metrics.encode()),
     },
@@ -108,6 +118,7 @@ impl Admin {
         listener: TcpListener,
         metrics: Arc<Metrics>,
         readiness: Readiness,
+        status: StatusJson,
     ) -> io::Result<Self> {
         // A client that left between poll and accept must not block the acceptor.
         listener.set_nonblocking(true)?;
@@ -116,6 +127,7 @@ impl Admin {
         let state = Arc::new(AdminState {
             metrics,
             readiness,
+            status,
             stopping: AtomicBool::new(false),
             wake: eventfd(0, flags)?,
             clients: Mutex::new(Vec::new()),

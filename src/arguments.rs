@@ -4,8 +4,12 @@
 //! it also lists signals and exit codes.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use clap::Parser;
+use clap::{Args, Parser, Subcommand};
+
+use crate::control::protocol::Command;
+use crate::control_client::Format;
 
 const AFTER_HELP: &str = "\
 Signals:
@@ -18,9 +22,11 @@ Signals:
                    shutdown_grace, or at the second signal, close the rest
 
 Exit codes:
-  0  Ended by a signal, or --check-config found nothing wrong
+  0  Ended by a signal, or --check-config found nothing wrong; a command: done
+  1  A command: not done; it says who or what stands in the way
   2  Could not start: the command line, the configuration or a limit of the machine
-     is wrong, or an address is in use; one line on stderr says which
+     is wrong, or an address is in use; a command: could not ask; one line on stderr
+     says which
 
 Environment:
   RUST_LOG  What is logged to stderr: error, warn, info (default), debug, trace";
@@ -36,6 +42,113 @@ pub struct Arguments {
     /// Check the configuration file, say what is wrong with it, and start nothing
     #[arg(long)]
     pub check_config: bool,
+
+    /// What the running proxy is asked for; without one a proxy is started
+    #[command(subcommand)]
+    pub command: Option<Subcommands>,
+}
+
+/// Commands to the running proxy, through the `control_socket` of its configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum Subcommands {
+    /// Show backends, sessions in all, and the last rounds
+    Status(Output),
+    /// List sessions: who, where, what they do, and why they cannot move
+    Sessions {
+        /// Those on this backend
+        #[arg(long, value_name = "NAME")]
+        backend: Option<String>,
+        /// Those that have been asked to move and have not
+        #[arg(long)]
+        waiting: bool,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Move sessions to other backends, and wait for the outcome
+    Migrate {
+        /// Those on this backend
+        #[arg(long, value_name = "NAME", conflicts_with = "conn")]
+        backend: Option<String>,
+        /// This one
+        #[arg(long, value_name = "N")]
+        conn: Option<u64>,
+        /// How long a busy session may take [default: migration.wait]
+        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+        wait: Option<Duration>,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Take a backend out: no new sessions, those it has are moved
+    Drain {
+        /// The backend
+        name: String,
+        /// How long that may take [default: migration.wait]
+        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+        wait: Option<Duration>,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Put a backend back: it takes sessions again
+    Ready {
+        /// The backend
+        name: String,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// End one session
+    Kill {
+        /// Its number, as `sessions` and the log show it
+        conn: u64,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Read the configuration and the certificates again
+    Reload(Output),
+}
+
+/// How a command's answer is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
+pub struct Output {
+    /// As one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl Subcommands {
+    /// What the running proxy is sent, and how its answer is printed.
+    #[must_use]
+    pub fn into_command(self) -> (Command, Format) {
+        let (command, output) = match self {
+            Self::Status(output) => (Command::Status, output),
+            Self::Sessions {
+                backend,
+                waiting,
+                output,
+            } => (Command::Sessions { backend, waiting }, output),
+            Self::Migrate {
+                backend,
+                conn,
+                wait,
+                output,
+            } => (
+                Command::Migrate {
+                    backend,
+                    conn,
+                    wait,
+                },
+                output,
+            ),
+            Self::Drain { name, wait, output } => (Command::Drain { name, wait }, output),
+            Self::Ready { name, output } => (Command::Ready { name }, output),
+            Self::Kill { conn, output } => (Command::Kill { conn }, output),
+            Self::Reload(output) => (Command::Reload, output),
+        };
+        let format = match output.json {
+            true => Format::Json,
+            false => Format::Text,
+        };
+        (command, format)
+    }
 }
 
 impl Arguments {
@@ -59,6 +172,7 @@ mod tests {
         let arguments = |config: &str, check_config| Arguments {
             config: config.into(),
             check_config,
+            command: None,
         };
         let table: &[(&[&str], Result<Arguments, ErrorKind>)] = &[
             (&[], Ok(arguments("proxy.conf", false))),
@@ -71,7 +185,12 @@ mod tests {
             (&["--version"], Err(ErrorKind::DisplayVersion)),
             (&["--config"], Err(ErrorKind::InvalidValue)),
             (&["--confg", "a"], Err(ErrorKind::UnknownArgument)),
-            (&["a.conf"], Err(ErrorKind::UnknownArgument)),
+            (&["a.conf"], Err(ErrorKind::InvalidSubcommand)),
+            (&["drain"], Err(ErrorKind::MissingRequiredArgument)),
+            (
+                &["migrate", "--conn", "1", "--backend", "a"],
+                Err(ErrorKind::ArgumentConflict),
+            ),
         ];
         for (words, expected) in table {
             let words = std::iter::once(&"sqlproxy").chain(*words);
@@ -89,6 +208,7 @@ mod tests {
             "SIGINT",
             "SIGTERM",
             "\n  0 ",
+            "\n  1 ",
             "\n  2 ",
             "RUST_LOG",
             "--config <FILE>",

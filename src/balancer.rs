@@ -26,8 +26,10 @@ struct Backend {
     id: BackendId,
     name: Arc<str>,
     address: Address,
-    /// `None`: no longer in the file.
+    /// In force; `None`: no longer in the file.
     state: Option<BackendState>,
+    /// What the file said last: a command's state stands until that changes.
+    in_file: BackendState,
     sessions: usize,
     /// The last dial ended by its deadline, so the next may cost as much.
     slow: Option<Instant>,
@@ -89,19 +91,27 @@ impl Balancer {
     pub(crate) fn configure(&self, configured: &[BackendConfig]) {
         let mut backends = self.backends.lock();
         let mut next = backends.iter().map(|b| b.id.0 + 1).max().unwrap_or(0);
-        for backend in backends.iter_mut() {
-            backend.state = None;
-        }
+        let before: Vec<_> = backends
+            .iter_mut()
+            .map(|backend| (backend.id, backend.state.take()))
+            .collect();
         for config in configured {
             let same = |b: &&mut Backend| *b.name == *config.name && b.address == config.address;
             match backends.iter_mut().find(same) {
-                Some(known) => known.state = Some(config.state),
+                Some(known) => {
+                    let unchanged = known.in_file == config.state;
+                    let before = before.iter().find(|(id, _)| *id == known.id);
+                    let kept = before.and_then(|(_, state)| *state).filter(|_| unchanged);
+                    known.state = kept.or(Some(config.state));
+                    known.in_file = config.state;
+                }
                 None => {
                     backends.push(Backend {
                         id: BackendId(next),
                         name: config.name.as_str().into(),
                         address: config.address.clone(),
                         state: Some(config.state),
+                        in_file: config.state,
                         sessions: 0,
                         slow: None,
                         reachable: true,
@@ -221,7 +231,53 @@ impl Balancer {
     }
 }
 
+/// A backend as an operator sees it.
+#[derive(Debug, Clone)]
+pub(crate) struct BackendView {
+    /// Its name in the file.
+    pub name: Arc<str>,
+    /// Its address in the file.
+    pub address: String,
+    /// `None`: no longer in the file.
+    pub state: Option<BackendState>,
+    /// Whether the last dial reached it.
+    pub up: bool,
+    /// Sessions on it, and on their way to it.
+    pub sessions: usize,
+}
+
 impl Balancer {
+    /// All backends, in the order of the file.
+    #[must_use]
+    pub(crate) fn view(&self) -> Vec<BackendView> {
+        let backends = self.backends.lock();
+        backends
+            .iter()
+            .map(|b| BackendView {
+                name: Arc::clone(&b.name),
+                address: b.address.to_string(),
+                state: b.state,
+                up: b.reachable,
+                sessions: b.sessions,
+            })
+            .collect()
+    }
+
+    /// Sets a backend's state until the file's own changes.  False: the file has no
+    /// backend of that name.
+    #[must_use]
+    pub(crate) fn set_state(&self, name: &str, state: BackendState) -> bool {
+        let mut backends = self.backends.lock();
+        let mut found = backends.iter_mut();
+        match found.find(|b| &*b.name == name && b.state.is_some()) {
+            Some(backend) => {
+                backend.state = Some(state);
+                true
+            }
+            None => false,
+        }
+    }
+
     /// Notes whether a backend is spoken to without TLS where that is worth a
     /// warning.  Tells whether that is news.
     pub(crate) fn note_clear(&self, id: BackendId, in_clear: bool) -> bool {

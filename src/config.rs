@@ -12,7 +12,7 @@ mod reader;
 mod tests;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -54,6 +54,8 @@ pub struct Config {
     pub listen: Vec<Address>,
     /// `admin_listen`: the address of the admin HTTP server; `None`: no such server.
     pub admin_listen: Option<Address>,
+    /// `control_socket`: the path of the Unix socket for commands; `None`: none.
+    pub control_socket: Option<PathBuf>,
     /// `max_connections`: sessions at once, 1 to 1,000,000.
     pub max_connections: usize,
     /// `handshake_timeout`: from accept to the first ReadyForQuery on both legs,
@@ -163,6 +165,7 @@ impl Config {
             &[
                 "listen",
                 "admin_listen",
+                "control_socket",
                 "max_connections",
                 "handshake_timeout",
                 "connect_timeout",
@@ -181,6 +184,7 @@ impl Config {
         let config = Self {
             listen: root.addresses("listen")?.unwrap_or_else(default_listen),
             admin_listen: root.address("admin_listen", 0)?,
+            control_socket: root.path("control_socket")?,
             max_connections: root
                 .integer("max_connections", 1, MAX_CONNECTIONS)?
                 .unwrap_or(DEFAULT_MAX_CONNECTIONS),

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::error::{Peer, SqlState, server_lost};
+use crate::error::{Peer, Refusal, SqlState, server_lost};
 use crate::message::fatal_error;
 use crate::metrics::Event;
 use crate::processor::ProcessorExit;
@@ -14,6 +14,8 @@ pub(crate) enum DisconnectReason {
     ProcessorExit(ProcessorExit),
     /// Its server was lost in a transfer.
     ServerLost(Lost),
+    /// An operator's command.
+    Killed,
 }
 
 impl DisconnectReason {
@@ -23,6 +25,10 @@ impl DisconnectReason {
     pub(crate) fn last_message(&self) -> Option<Vec<u8>> {
         let fatal = |(sqlstate, text): (SqlState, String)| fatal_error(sqlstate, &text);
         match self {
+            Self::Killed => {
+                let refusal = Refusal::Killed;
+                Some(fatal((refusal.sqlstate(), refusal.to_string())))
+            }
             Self::ProcessorExit(ProcessorExit::ClientLeft { .. }) => Some(Vec::new()),
             Self::ProcessorExit(ProcessorExit::ServerLeft | ProcessorExit::Closed) => {
                 Some(fatal(server_lost()))
@@ -46,7 +52,9 @@ impl DisconnectReason {
     #[must_use]
     pub(crate) fn event(&self) -> Option<Event> {
         match self {
-            Self::ProcessorExit(ProcessorExit::ClientLeft { terminated: true }) => None,
+            Self::Killed | Self::ProcessorExit(ProcessorExit::ClientLeft { terminated: true }) => {
+                None
+            }
             Self::ProcessorExit(ProcessorExit::ClientLeft { terminated: false }) => {
                 Some(Event::ClientDisconnect)
             }
@@ -71,6 +79,7 @@ const fn event_of(peer: Peer) -> Event {
 impl fmt::Display for DisconnectReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Killed => f.write_str("ended by command"),
             Self::ProcessorExit(ProcessorExit::ClientLeft { .. }) => {
                 f.write_str("client disconnected")
             }

@@ -120,6 +120,9 @@ pub enum Refusal {
     /// A thread for the session could not be had.
     #[error("sqlproxy could not start a thread: {0}")]
     NoThread(String),
+    /// An operator ends a running session; PostgreSQL's own words (postgres.c).
+    #[error("terminating connection due to administrator command")]
+    Killed,
     /// The proxy ends a running session.
     #[error("terminating connection because sqlproxy is shutting down")]
     Shutdown,
@@ -143,7 +146,7 @@ impl Refusal {
             Self::EncryptionRequired | Self::NoUser => SqlState::INVALID_AUTHORIZATION,
             Self::ProtocolVersion { .. } | Self::GssApi => SqlState::FEATURE_NOT_SUPPORTED,
             Self::Parameter(_) => SqlState::REJECTED_CONNECTION,
-            Self::Stopping | Self::Shutdown => SqlState::ADMIN_SHUTDOWN,
+            Self::Stopping | Self::Shutdown | Self::Killed => SqlState::ADMIN_SHUTDOWN,
             Self::MaxConnections(_) | Self::TooManyLogins | Self::NoThread(_) => {
                 SqlState::TOO_MANY_CONNECTIONS
             }

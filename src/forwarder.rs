@@ -27,8 +27,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 pub(crate) use admit::{RequestFrame, ResponseAdmission, ResponseFrame};
-pub(crate) use order::Obstacle;
 pub use order::Ordered;
+pub(crate) use order::{Activity, Obstacle, View};
 pub use suspension::{NotParked, Suspension};
 
 use crate::exchange::{Exchange, UnnamedTracker};
@@ -161,6 +161,8 @@ struct State<S, T> {
     /// Writes begun towards the client: tells a stalled write from a busy one.
     responses_written: u64,
     order: Option<Order<T>>,
+    /// Since when the last ReadyForQuery has not said `I`.
+    in_transaction: Option<Instant>,
     /// The request processor waits for the server's answers before it lets its
     /// next batch go.
     holding_batch: bool,
@@ -220,6 +222,7 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
                 cancels_waiting: 0,
                 responses_written: 0,
                 order: None,
+                in_transaction: None,
                 holding_batch: false,
                 hold_ran_out: false,
                 late_response: false,

@@ -33,6 +33,7 @@
 //! | resolve | up to 4, once a name is dialled | the C library's resolver |
 //! | health | one a backend (health-NAME), where `health_interval` is not 0 | a dial, the interval |
 //! | log | 1 | a log line, stderr |
+//! | control, control client | 1, and one a command | accept; a round's outcomes |
 //! | admin, admin client | 1, and one a request | poll |
 //!
 //! # Locks
@@ -46,7 +47,9 @@
 //! | `Forwarder::state` | one session's exchange, phases, gate, order | `ReadDeadline::parties`, `Workers::queue` |
 //! | `Workers::queue` | transfers under way and who waits for a place | – |
 //! | `ReadDeadline::parties` | one session's sockets, and its processors' threads until they end | – |
-//! | `Round::counts` | a round's outcomes | – |
+//! | `Round::counts`, `Round::not_moved` | a round's outcomes | – |
+//! | `Rounds::history` | the last rounds | – |
+//! | `Session::last_transfer` | how its last order to move ended | – |
 //! | `Session::cause` | why one session ends | – |
 //! | `TransferContext::parameters` (the processors' `Context::parameters`) | what one client was told | – |
 //! | `Balancer::backends` | backends and their sessions | – |
@@ -71,7 +74,11 @@
 
 // The process
 mod arguments;
+mod control_client;
 mod server;
+mod control;
+mod status;
+mod accept;
 
 // A client's life
 mod connection;
@@ -129,6 +136,7 @@ mod error;
 pub mod internal {
     pub use crate::arguments::Arguments;
     pub use crate::config::Config;
+    pub use crate::control_client::ask;
     pub use crate::limits::check as check_limits;
     pub use crate::logging::{flush as flush_log, init as init_log};
     pub use crate::server::Server;

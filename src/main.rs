@@ -1,19 +1,27 @@
-//! The life of the process: arguments, configuration, limits, signals, serve.
+//! The life of the process: arguments, then a command to the running proxy, or
+//! configuration, limits, signals, serve.
 
 use std::process::ExitCode;
 
 use sqlproxy::internal::{
-    Arguments, Config, Server, TlsContexts, check_limits, flush_log, init_log, install_signals,
+    Arguments, Config, Server, TlsContexts, ask, check_limits, flush_log, init_log, install_signals,
 };
 
 /// A configuration or a machine that the proxy cannot run with.
 const BAD_START: u8 = 2;
 
 fn main() -> ExitCode {
-    let ended = run(&Arguments::from_command_line());
+    let arguments = Arguments::from_command_line();
+    let ended = match arguments.command {
+        Some(command) => {
+            let (command, format) = command.into_command();
+            ask(&arguments.config, &command, format)
+        }
+        None => run(&arguments).map(|()| 0),
+    };
     flush_log();
     match ended {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(code),
         Err(message) => {
             eprintln!("sqlproxy: {message}");
             ExitCode::from(BAD_START)

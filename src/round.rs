@@ -5,6 +5,7 @@
 //! takes back what `wait` did not suffice for, and writes the summary.  What
 //! happens to one order is the ticket's and the transfer's.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread;
@@ -25,6 +26,12 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// How long before the end of `wait` a round notes how far each session's
 /// answers have come, to tell a client that does not read from a busy one.
 const SAMPLE_BEFORE_END: Duration = Duration::from_secs(1);
+
+/// Sessions that a round remembers by name for not having moved.
+const MAX_NOT_MOVED: usize = 1000;
+
+/// Rounds that the status shows.
+const HISTORY: usize = 20;
 
 /// A session as its round sees it.
 pub(crate) trait Movable: Send + Sync + 'static {
@@ -63,6 +70,38 @@ impl Counts {
     }
 }
 
+/// A session that a round did not move, for whoever asked for the round.
+#[derive(Debug, Clone)]
+pub(crate) struct NotMoved {
+    /// Its number.
+    pub conn: u64,
+    /// Its client's address.
+    pub client: String,
+    /// Its user, as the log shows it.
+    pub user: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// What a round has come to so far.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RoundView {
+    /// Its number.
+    pub round: u64,
+    /// What started it.
+    pub trigger: &'static str,
+    /// Those it is about.
+    pub sessions: usize,
+    /// Of these, moved.
+    pub success: usize,
+    /// Of these, kept where they were.
+    pub recoverable: usize,
+    /// Of these, lost.
+    pub fatal: usize,
+    /// Of these, without an outcome yet.
+    pub waiting: usize,
+}
+
 /// All transfers that one trigger started.
 pub(crate) struct Round {
     number: u64,
@@ -74,6 +113,8 @@ pub(crate) struct Round {
     metrics: Arc<Metrics>,
     counts: Mutex<Counts>,
     changed: Condvar,
+    /// The first [`MAX_NOT_MOVED`].
+    not_moved: Mutex<Vec<NotMoved>>,
     /// A refusal that one server said and that holds for the whole cluster: no
     /// other session is asked in this round.
     unsupported: OnceLock<&'static str>,
@@ -134,6 +175,46 @@ impl Round {
                 reason = refusal;
                 "no session can be moved: {advice}"
             );
+        }
+    }
+
+    /// What it has come to so far.
+    #[must_use]
+    pub(crate) fn view(&self) -> RoundView {
+        let counts = *self.counts.lock();
+        RoundView {
+            round: self.number,
+            trigger: self.trigger,
+            sessions: self.sessions - counts.dismissed,
+            success: counts.success,
+            recoverable: counts.recoverable,
+            fatal: counts.fatal,
+            waiting: self.sessions - counts.done(),
+        }
+    }
+
+    /// Waits until every session has its outcome, or until `deadline`; tells which.
+    #[must_use]
+    pub(crate) fn wait_done(&self, deadline: Instant) -> bool {
+        let mut counts = self.counts.lock();
+        let not_done = |counts: &mut Counts| counts.done() < self.sessions;
+        let waited = self
+            .changed
+            .wait_while_until(&mut counts, not_done, deadline);
+        !waited.timed_out()
+    }
+
+    /// Those that it did not move, the first thousand.
+    #[must_use]
+    pub(crate) fn not_moved(&self) -> Vec<NotMoved> {
+        self.not_moved.lock().clone()
+    }
+
+    /// A session has stayed, or was lost; to be called before [`Self::note`].
+    pub(crate) fn note_not_moved(&self, session: NotMoved) {
+        let mut not_moved = self.not_moved.lock();
+        if not_moved.len() < MAX_NOT_MOVED {
+            not_moved.push(session);
         }
     }
 
@@ -248,6 +329,8 @@ pub(crate) struct Rounds {
     metrics: Arc<Metrics>,
     /// Rounds that have not written their summary.
     under_way: Arc<Limit>,
+    /// The last ones, the oldest first.
+    history: Mutex<VecDeque<Arc<Round>>>,
     /// The log has said that sessions of this cluster cannot be moved, and none
     /// has been since.
     unsupported_told: Arc<AtomicBool>,
@@ -262,6 +345,7 @@ impl Rounds {
             unsupported_told: Arc::default(),
             workers: Workers::new(workers),
             under_way: Limit::new(usize::MAX),
+            history: Mutex::default(),
             metrics,
         }
     }
@@ -281,14 +365,14 @@ impl Rounds {
 
     /// A round over `sessions`, each of which may take `wait` to reach its safe
     /// point.  Returns when every session has its order; a thread of the round's
-    /// own sees to its end.
+    /// own sees to its end.  `None`: there was no thread for it, and nobody moves.
     pub(crate) fn start<S: Movable>(
         &self,
         trigger: &'static str,
         aim: Aim,
         sessions: Vec<Arc<S>>,
         wait: Duration,
-    ) {
+    ) -> Option<Arc<Round>> {
         let round = self.round(trigger, aim, sessions.len());
         let number = round.number;
         log::info!(round = number, trigger, sessions = sessions.len(); "migration round started");
@@ -303,7 +387,14 @@ impl Rounds {
             });
         if let Err(error) = watcher {
             log::error!(round = number, reason:% = error; "migration round not started");
-            return;
+            return None;
+        }
+        {
+            let mut history = self.history.lock();
+            while history.len() >= HISTORY {
+                history.pop_front();
+            }
+            history.push_back(Arc::clone(&round));
         }
         // Here and not on the round's thread, so that of two rounds the later
         // one's order is what a session is left with.
@@ -314,6 +405,16 @@ impl Rounds {
         }
         // Its receiver waits for nothing else.
         let _ = ordered.send(waiting);
+        Some(round)
+    }
+
+    /// The last rounds, the newest first.
+    #[must_use]
+    pub(crate) fn views(&self) -> Vec<RoundView> {
+        let history = self.history.lock();
+        let rounds: Vec<_> = history.iter().rev().cloned().collect();
+        drop(history);
+        rounds.iter().map(|round| round.view()).collect()
     }
 
     fn round(&self, trigger: &'static str, aim: Aim, sessions: usize) -> Arc<Round> {
@@ -326,6 +427,7 @@ impl Rounds {
             workers: Arc::clone(&self.workers),
             metrics: Arc::clone(&self.metrics),
             counts: Mutex::default(),
+            not_moved: Mutex::default(),
             changed: Condvar::new(),
             unsupported: OnceLock::new(),
             unsupported_told: Arc::clone(&self.unsupported_told),

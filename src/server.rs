@@ -1,7 +1,7 @@
 //! The running proxy: listeners, rounds, reload, drain.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,33 +10,27 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 use parking_lot::RwLock;
-use socket2::{Domain, Type};
 
+use crate::accept::{Acceptor, listen};
 use crate::admin::{Admin, Readiness};
 use crate::balancer::Balancer;
 use crate::cancel::CancelKeys;
 use crate::config::{Address, Config};
-use crate::connection::{self, ProxyState};
+use crate::connection::ProxyState;
 use crate::connection_limit::Limit;
 use crate::connector::Connector;
+use crate::control::{Control, Order, Reloaded};
 use crate::dialect::CustomNames;
 use crate::handshakes::Handshakes;
 use crate::health::{self, Health};
 use crate::limits;
-use crate::metrics::{Event, Metrics};
+use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::round::{Aim, Rounds};
-use crate::session::{STACK_BYTES, Session};
+use crate::session::Session;
 use crate::signals::Signal;
+use crate::status;
 use crate::tls::TlsContexts;
-
-/// Connections that may wait for their accept: what a client pool opens at once.
-/// Beyond it the kernel drops them, and a client tries again after a second.
-/// Linux takes no more than `net.core.somaxconn`, 4,096 since 5.4.
-const BACKLOG: i32 = 4096;
-
-/// After an accept that failed for want of descriptors or memory.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How often the end of the sessions is interrupted for a look at the signals.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(50);
@@ -54,6 +48,10 @@ pub struct Server {
     missed_by_reload: Receiver<Arc<Session>>,
     /// Stops probing when the server has gone.
     health: Health,
+    /// What commands ask for.
+    orders: Receiver<Order>,
+    /// Stops serving when the server has gone.
+    control: Option<Control>,
     /// Stops serving when the server has gone.
     admin: Option<Admin>,
 }
@@ -64,8 +62,8 @@ pub enum StartError {
     /// An address could not be listened on.
     #[error("cannot listen on {address}: {source}")]
     Listen {
-        /// As in the file.
-        address: Address,
+        /// As in the file: an address, or a socket's path.
+        address: String,
         /// Why.
         source: io::Error,
     },
@@ -82,9 +80,9 @@ impl Server {
     pub fn start(config: Config, tls: TlsContexts, config_path: &Path) -> Result<Self, StartError> {
         let mut listeners = Vec::new();
         for address in &config.listen {
-            listeners.push(Arc::new(listen(address)?));
+            listeners.push(Arc::new(listen_on(address)?));
         }
-        let admin = config.admin_listen.as_ref().map(listen).transpose()?;
+        let admin = config.admin_listen.as_ref().map(listen_on).transpose()?;
         let metrics = Arc::new(Metrics::new());
         let balancer = Balancer::new(&config.backends);
         let limit = config.max_connections;
@@ -112,13 +110,28 @@ impl Server {
         let admin = match admin {
             Some(listener) => {
                 let metrics = Arc::clone(&state.metrics);
-                Some(Admin::start(listener, metrics, readiness(&state))?)
+                let status = Arc::clone(&state);
+                let status = Arc::new(move || status::status(&status).to_json());
+                Some(Admin::start(listener, metrics, readiness(&state), status)?)
             }
             None => None,
         };
         let health = Health::new(&state.connector);
+        let (order, orders) = crossbeam_channel::unbounded();
+        let control = match &state.config.read().control_socket {
+            Some(path) => {
+                let started = Control::start(path, Arc::clone(&state), order);
+                Some(started.map_err(|source| StartError::Listen {
+                    address: path.display().to_string(),
+                    source,
+                })?)
+            }
+            None => None,
+        };
         let server = Self {
             state,
+            orders,
+            control,
             admin,
             listeners,
             handshakes: Handshakes::new(limit),
@@ -148,6 +161,9 @@ impl Server {
         if let Some(admin) = &server.admin {
             log::info!(address:% = admin.address(); "admin listening");
         }
+        if let Some(control) = &server.control {
+            log::info!(path:% = control.path().display(); "control listening");
+        }
         Ok(server)
     }
 
@@ -160,7 +176,7 @@ impl Server {
             .collect()
     }
 
-    /// Acts on signals until it is told to stop, then drains and returns.
+    /// Acts on signals and commands until it is told to stop, then drains and returns.
     pub fn run(self, signals: &Receiver<Signal>) {
         loop {
             crossbeam_channel::select! {
@@ -168,8 +184,11 @@ impl Server {
                     Ok(Signal::Migrate) => {
                         self.migrate("SIGUSR1", Aim::MoveAll, self.state.sessions.snapshot());
                     }
-                    Ok(Signal::Reload) => self.reload(),
+                    Ok(Signal::Reload) => drop(self.reload()),
                     Ok(Signal::Stop) | Err(_) => break,
+                },
+                recv(self.orders) -> order => if let Ok(order) = order {
+                    self.carry_out(order);
                 },
                 recv(self.missed_by_reload) -> session => self.move_leaving(session.into_iter().collect()),
             }
@@ -192,34 +211,62 @@ impl Server {
         self.state.rounds.start(trigger, aim, sessions, wait);
     }
 
+    /// What a command asks for.  Its client may have gone; it is done all the same.
+    fn carry_out(&self, order: Order) {
+        match order {
+            Order::Migrate {
+                sessions,
+                aim,
+                wait,
+                reply,
+            } => {
+                let wait = wait.unwrap_or_else(|| self.state.config.read().migration.wait);
+                let round = self.state.rounds.start("command", aim, sessions, wait);
+                let _ = reply.send(round);
+            }
+            Order::Reload { reply } => {
+                let _ = reply.send(self.reload());
+            }
+        }
+    }
+
     // ---- reload ------------------------------------------------------------
 
-    fn reload(&self) {
+    /// Reads the file again.
+    ///
+    /// # Errors
+    /// What is wrong with it; then nothing has changed.
+    fn reload(&self) -> Result<Reloaded, String> {
         let file = self.config_path.display().to_string();
-        let config = match Config::load(&self.config_path) {
-            Ok(config) => config,
-            Err(error) => {
-                log::error!(file, reason:% = error; "reload failed, nothing changed");
-                return;
+        let reloaded = self.try_reload();
+        match &reloaded {
+            Ok(Reloaded { later }) => {
+                for keys in later {
+                    log::warn!(file; "{keys}");
+                }
+                log::info!(file; "configuration reloaded");
+                self.move_leaving(self.state.sessions.snapshot());
             }
-        };
-        let tls = match TlsContexts::load(config.client_tls.as_ref(), &config.server_tls) {
-            Ok(tls) => tls,
-            Err(error) => {
-                log::error!(file, reason:% = error; "reload failed, nothing changed");
-                return;
-            }
-        };
-        if let Err(error) = limits::check(&config) {
-            log::error!(file, reason:% = error; "reload failed, nothing changed");
-            return;
+            Err(reason) => log::error!(file, reason; "reload failed, nothing changed"),
         }
+        reloaded
+    }
+
+    fn try_reload(&self) -> Result<Reloaded, String> {
+        let config = Config::load(&self.config_path).map_err(|error| error.to_string())?;
+        let tls = TlsContexts::load(config.client_tls.as_ref(), &config.server_tls)
+            .map_err(|error| error.to_string())?;
+        limits::check(&config).map_err(|error| error.to_string())?;
         let old = Arc::clone(&self.state.config.read());
-        if config.listen != old.listen || config.admin_listen != old.admin_listen {
-            log::warn!(file; "listen and admin_listen take effect at the next start");
+        let mut later = Vec::new();
+        if config.listen != old.listen
+            || config.admin_listen != old.admin_listen
+            || config.control_socket != old.control_socket
+        {
+            later.push("listen, admin_listen and control_socket take effect at the next start");
         }
         if config.dialect != old.dialect {
-            log::warn!(file; "dialect takes effect for new sessions");
+            later.push("dialect takes effect for new sessions");
         }
         self.state.connector.balancer().configure(&config.backends);
         self.state.connector.configure(&config, &tls);
@@ -233,8 +280,7 @@ impl Server {
         self.state.custom_names.learn(&config.custom_settings);
         self.health.probe(config.health_interval);
         *self.state.config.write() = Arc::new(config);
-        log::info!(file; "configuration reloaded");
-        self.move_leaving(self.state.sessions.snapshot());
+        Ok(Reloaded { later })
     }
 
     // ---- the end -----------------------------------------------------------
@@ -310,74 +356,9 @@ fn readiness(state: &Arc<ProxyState>) -> Readiness {
     })
 }
 
-fn listen(address: &Address) -> Result<TcpListener, StartError> {
-    bind(address).map_err(|source| StartError::Listen {
-        address: address.clone(),
+fn listen_on(address: &Address) -> Result<TcpListener, StartError> {
+    listen(address).map_err(|source| StartError::Listen {
+        address: address.to_string(),
         source,
     })
-}
-
-fn bind(address: &Address) -> io::Result<TcpListener> {
-    let found: Vec<_> = (address.host.as_str(), address.port)
-        .to_socket_addrs()?
-        .collect();
-    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
-    for address in found {
-        match bind_one(address) {
-            Ok(listener) => return Ok(listener),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
-}
-
-fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-    // As std does: a port whose last connections still linger can be had again.
-    socket.set_reuse_address(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
-}
-
-struct Acceptor {
-    state: Arc<ProxyState>,
-    listener: Arc<TcpListener>,
-    handshakes: Arc<Handshakes>,
-    numbers: Arc<AtomicU64>,
-}
-
-impl Acceptor {
-    fn run(self) {
-        loop {
-            match self.listener.accept() {
-                Ok((stream, client)) => self.serve(stream, client),
-                Err(_) if self.state.stopping.load(Ordering::SeqCst) => return,
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-                Err(error) => {
-                    log::warn!(reason:% = error; "cannot accept a connection");
-                    thread::sleep(ACCEPT_PAUSE);
-                }
-            }
-        }
-    }
-
-    fn serve(&self, stream: TcpStream, client: SocketAddr) {
-        let conn = self.numbers.fetch_add(1, Ordering::Relaxed) + 1;
-        self.state.metrics.count(Event::Accepted);
-        let Some(place) = self.handshakes.enter(client.ip()) else {
-            self.state.metrics.count(Event::Refused);
-            log::warn!(conn, client:%; "connection closed: too many that are not logged in");
-            return;
-        };
-        let state = Arc::clone(&self.state);
-        let spawned = thread::Builder::new()
-            .name(format!("request-{conn}"))
-            .stack_size(STACK_BYTES)
-            .spawn(move || connection::serve(&state, conn, stream, client, place));
-        if let Err(error) = spawned {
-            self.state.metrics.count(Event::Refused);
-            log::warn!(conn, client:%, reason:% = error; "connection closed: no thread for it");
-        }
-    }
 }

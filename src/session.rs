@@ -4,6 +4,9 @@
 //! The connection's own thread becomes the request processor; a second thread is
 //! the response processor.  Transfers come and go on threads of their own.
 
+mod orders;
+mod view;
+
 use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,19 +21,19 @@ use crate::config::Config;
 use crate::disconnect::DisconnectReason;
 use crate::error::Refusal;
 use crate::exchange::Exchange;
-use crate::forwarder::{Closing, Direction, Forwarder, Interrupt, Obstacle, Ordered, Ready};
+use crate::forwarder::{Closing, Direction, Forwarder, Interrupt};
 use crate::logging::{Milliseconds, event};
 use crate::message::fatal_error;
 use crate::metrics::Metrics;
 use crate::processor::{self, Context, ProcessorExit, StreamPosition};
-use crate::round::{Aim, Movable, Round};
 use crate::server_conn::ServerConn;
 use crate::session_name::SessionName;
 use crate::socket::{ReadDeadline, Received, Wait};
 use crate::stream::Stream;
 use crate::ticket::MoveTicket;
-use crate::transfer::{self, TransferContext};
-use crate::workers::RetryOrder;
+use crate::transfer::TransferContext;
+use crate::workers::LastTransfer;
+pub(crate) use view::SessionView;
 
 /// How long the end of a session may wait: for a processor to notice, for the
 /// client to take its last message.
@@ -54,6 +57,8 @@ pub(crate) struct Session {
     config: Arc<RwLock<Arc<Config>>>,
     /// For a session that arrives on a backend that a reload has made one to leave.
     missed_by_reload: Sender<Arc<Session>>,
+    last_transfer: Mutex<Option<LastTransfer>>,
+    opened: Instant,
     /// Why it ends; the first word stands.
     cause: Mutex<Option<DisconnectReason>>,
     this: Weak<Session>,
@@ -82,55 +87,6 @@ impl Cancellable for Session {
     }
 }
 
-impl RetryOrder for Session {
-    fn retry_order(&self) {
-        if let Some(ready) = self.forwarder.retry_order() {
-            self.start_transfer(ready);
-        }
-    }
-}
-
-impl Movable for Session {
-    fn order_move(&self, round: &Arc<Round>) {
-        let server = self.forwarder.server();
-        let from = Arc::clone(server.assignment.name());
-        drop(server);
-        let session = Weak::clone(&self.this) as Weak<dyn RetryOrder>;
-        let ticket = MoveTicket::new(round, &self.name, from, session);
-        if let Err(reason) = self.transfer.session_transfer(self.config.read().login) {
-            ticket.give_up(reason);
-            return;
-        }
-        match self.forwarder.order_move(ticket, Instant::now()) {
-            Ok(Ordered { ready, replaced }) => {
-                if let Some(replaced) = replaced {
-                    replaced.give_up(format!("replaced by round {}", round.number()));
-                }
-                if let Some(ready) = ready {
-                    self.start_transfer(ready);
-                }
-            }
-            Err(ticket) => {
-                let closing = self.forwarder.closing().unwrap_or(Closing::Ended);
-                ticket.give_up(closing.reason());
-            }
-        }
-    }
-
-    fn responses_written(&self) -> u64 {
-        self.forwarder.responses_written()
-    }
-
-    fn withdraw(&self, round: &Arc<Round>, last_written: u64) {
-        let withdrawn = self
-            .forwarder
-            .withdraw(last_written, |ticket| Arc::ptr_eq(ticket.round(), round));
-        if let Some((ticket, obstacle)) = withdrawn {
-            ticket.give_up(Waited(obstacle, round.started().elapsed()).to_string());
-        }
-    }
-}
-
 impl Session {
     /// A session on `server`, for the client of `client`.
     #[must_use]
@@ -151,6 +107,8 @@ impl Session {
             transfer,
             config: Arc::clone(config),
             missed_by_reload: missed_by_reload.clone(),
+            last_transfer: Mutex::new(None),
+            opened: Instant::now(),
             cause: Mutex::new(None),
             this: Weak::clone(this),
         })
@@ -166,6 +124,12 @@ impl Session {
     #[must_use]
     pub(crate) fn backend(&self) -> BackendId {
         self.forwarder.server().assignment.id()
+    }
+
+    /// Its name.
+    #[must_use]
+    pub(crate) fn backend_name(&self) -> Arc<str> {
+        Arc::clone(self.forwarder.server().assignment.name())
     }
 
     fn log_opened(&self) {
@@ -326,97 +290,6 @@ impl Session {
                 ("lasted_ms", Value::from_display(&lasted)),
             ]),
         );
-    }
-
-    // ---- transfers and the end, asked for by others ------------------------
-
-    /// Ends the session at its next safe point.
-    pub(crate) fn order_end(&self) {
-        if let Some(ticket) = self.forwarder.order_end() {
-            ticket.give_up(Closing::ShutdownSafe.reason());
-        }
-    }
-
-    /// Ends the session now.
-    pub(crate) fn force_end(&self) {
-        self.close(Closing::ShutdownForced);
-    }
-
-    /// Whether it is on a backend that is to be left.
-    #[must_use]
-    pub(crate) fn must_leave(&self) -> bool {
-        self.transfer
-            .connector
-            .balancer()
-            .must_drain(self.backend())
-    }
-
-    /// Carries an order out on a thread of its own, where it is still needed.
-    fn start_transfer(&self, ready: Ready<ServerConn, MoveTicket>) {
-        let Some(session) = self.this.upgrade() else {
-            return;
-        };
-        if ready.ticket.round().aim() == Aim::EmptyDraining && !self.must_leave() {
-            let Ready {
-                suspension,
-                ticket,
-                permit,
-                ..
-            } = ready;
-            drop(suspension);
-            ticket.dismiss();
-            drop(permit);
-            // An order that came meanwhile replaced none: it is this one's turn.
-            self.retry_order();
-            return;
-        }
-        // Outlives a failed spawn, which drops its closure.
-        let slot = Arc::new(Mutex::new(Some(ready)));
-        let taken = Arc::clone(&slot);
-        let spawned = thread::Builder::new()
-            .name(format!("transfer-{}", self.name.conn))
-            .stack_size(STACK_BYTES)
-            .spawn(move || {
-                let ready = taken.lock().take();
-                if let Some(ready) = ready {
-                    let config = Arc::clone(&session.config.read());
-                    let (limits, login) = (&config.migration, config.login);
-                    let before = session.backend();
-                    transfer::run(ready, &session.transfer, limits, login, |lost| {
-                        session.set_cause(DisconnectReason::ServerLost(lost));
-                        session.close(Closing::Ended);
-                    });
-                    if session.backend() != before && session.must_leave() {
-                        // A reload came meanwhile, whose round took it for moved.
-                        let _ = session.missed_by_reload.send(Arc::clone(&session));
-                    }
-                    // For an order that came meanwhile.
-                    session.retry_order();
-                }
-            });
-        if let Err(error) = spawned
-            && let Some(Ready {
-                suspension,
-                ticket,
-                permit,
-                ..
-            }) = slot.lock().take()
-        {
-            drop(suspension);
-            ticket.give_up(format!("no thread for the transfer: {error}"));
-            drop(permit);
-            // Ends: each time round gives one waiting order up.
-            self.retry_order();
-        }
-    }
-}
-
-/// What a session waited for, and for how long.
-struct Waited(Obstacle, Duration);
-
-impl std::fmt::Display for Waited {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} (waited {:.1}s)", self.0, self.1.as_secs_f64())
     }
 }
 

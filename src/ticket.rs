@@ -13,9 +13,9 @@ use log::kv::Value;
 use crate::forwarder::Ticket;
 use crate::logging::{Milliseconds, event};
 use crate::metrics::{Event, Gauge, GaugeGuard, TransferOutcome};
-use crate::round::Round;
+use crate::round::{NotMoved, Round};
 use crate::session_name::SessionName;
-use crate::workers::{RetryOrder, WorkerPermit};
+use crate::workers::{LastTransfer, RetryOrder, WorkerPermit};
 
 /// How one transfer ended, for log, metrics and round.
 #[derive(Debug)]
@@ -125,6 +125,23 @@ impl MoveTicket {
         // Before the round hears of its last outcome: then all gauges are down.
         self.gauge = None;
         self.log(report);
+        let last = LastTransfer {
+            round: self.round.number(),
+            outcome: report.outcome,
+            reason: report.reason.clone(),
+            held: report.blocked,
+        };
+        if let Some(session) = self.session.upgrade() {
+            session.note_transfer(last);
+        }
+        if let Some(reason) = &report.reason {
+            self.round.note_not_moved(NotMoved {
+                conn: self.name.conn,
+                client: self.name.client.clone(),
+                user: self.name.user.clone(),
+                reason: reason.clone(),
+            });
+        }
         self.round
             .metrics()
             .transfer_finished(report.outcome, report.blocked, report.state_bytes);

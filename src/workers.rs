@@ -6,13 +6,32 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use parking_lot::Mutex;
+
+use crate::metrics::TransferOutcome;
 
 /// A session that waits at its safe point for a worker.
 pub(crate) trait RetryOrder: Send + Sync {
     /// A worker is free: start, if the session is still at a safe point.
     fn retry_order(&self);
+
+    /// How its last order ended.
+    fn note_transfer(&self, last: LastTransfer);
+}
+
+/// How a session's last order to move ended.
+#[derive(Debug, Clone)]
+pub(crate) struct LastTransfer {
+    /// Whose order it was.
+    pub round: u64,
+    /// In the contract's words.
+    pub outcome: TransferOutcome,
+    /// Why it did not succeed.
+    pub reason: Option<String>,
+    /// How long the client was held.
+    pub held: Duration,
 }
 
 /// A session in the queue, and its ticket's note that it is there.
@@ -160,6 +179,8 @@ mod tests {
             self.retries.fetch_add(1, Ordering::Relaxed);
             self.try_start();
         }
+
+        fn note_transfer(&self, _: LastTransfer) {}
     }
 
     #[test]

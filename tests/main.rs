@@ -21,6 +21,7 @@
 //! | a log line is forged, swollen or lost, or the log stops the proxy | logging |
 //! | the end: SIGTERM, last messages, exit codes | shutdown |
 //! | command line, configuration errors | options, `src/config/tests.rs` |
+//! | a command's answer or exit code, the status | control |
 //! | a counter or a gauge is off, the admin's HTTP | metrics, `src/admin/tests.rs` |
 //! | peers' bytes bring the proxy down | fuzz |
 //! | the map in `src/lib.rs` and the code differ | structure |
@@ -38,6 +39,7 @@ mod support;
 mod admission;
 mod authentication;
 mod cancel;
+mod control;
 mod crowd;
 mod dead_peers;
 mod exchange;

@@ -16,7 +16,7 @@ fn start(readiness: Readiness) -> Admin {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let metrics = Arc::new(Metrics::new());
     metrics.count(Event::Accepted);
-    Admin::start(listener, metrics, readiness).unwrap()
+    Admin::start(listener, metrics, readiness, Arc::new(|| "{}".to_owned())).unwrap()
 }
 
 fn ready() -> Readiness {
@@ -46,7 +46,7 @@ fn get(admin: &Admin, path: &str) -> String {
 #[test]
 fn each_request_has_its_answer() {
     let admin = start(Arc::new(|| Err("no backend can be reached".to_owned())));
-    let not_found = "not found; there are /healthz, /readyz, /metrics\n";
+    let not_found = "not found; there are /healthz, /readyz, /status, /metrics\n";
     let many_headers = "A: b\r\n".repeat(65);
     let table = [
         (

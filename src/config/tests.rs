@@ -28,6 +28,7 @@ fn one_backend_is_enough_and_the_rest_has_defaults() {
         Config {
             listen: vec![address("127.0.0.1", 26257)],
             admin_listen: None,
+            control_socket: None,
             max_connections: 5000,
             handshake_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(5),
@@ -64,6 +65,7 @@ fn every_key_is_read() {
     let text = r#"
 listen = ["0.0.0.0:0", "[::1]:5432"]
 admin_listen = "localhost:8081"
+control_socket = "run/control.sock"
 max_connections = 1_000
 handshake_timeout = "500ms"
 connect_timeout = "2m"
@@ -100,6 +102,7 @@ address = "[fe80::1%eth0]:65535"
     let expected = Config {
         listen: vec![address("0.0.0.0", 0), address("::1", 5432)],
         admin_listen: Some(address("localhost", 8081)),
+        control_socket: Some("conf/run/control.sock".into()),
         max_connections: 1000,
         handshake_timeout: Duration::from_millis(500),
         connect_timeout: Duration::from_secs(120),
@@ -315,7 +318,7 @@ fn a_bad_key_is_named_with_its_line() {
         ),
         (
             "\nport = 1",
-            "2: unknown key \"port\"; expected one of \"listen\", \"admin_listen\", \"max_connections\", \"handshake_timeout\", \"connect_timeout\", \"shutdown_grace\", \"tcp_user_timeout\", \"health_interval\", \"dialect\", \"custom_settings\", \"client_tls\", \"server_tls\", \"migration\", \"login\", \"backend\"",
+            "2: unknown key \"port\"; expected one of \"listen\", \"admin_listen\", \"control_socket\", \"max_connections\", \"handshake_timeout\", \"connect_timeout\", \"shutdown_grace\", \"tcp_user_timeout\", \"health_interval\", \"dialect\", \"custom_settings\", \"client_tls\", \"server_tls\", \"migration\", \"login\", \"backend\"",
         ),
         (
             "migration = 3",

@@ -47,6 +47,17 @@ pub enum ResponseAdmission {
 }
 
 impl<S, T: Ticket> State<S, T> {
+    /// A ReadyForQuery has been fed to the exchange.
+    fn note_ready(&mut self) {
+        let is_idle = self.exchange.status() == TransactionStatus::Idle;
+        if is_idle != self.in_transaction.is_none() {
+            self.in_transaction = (!is_idle).then(Instant::now);
+        }
+        if self.exchange.is_answered() {
+            self.unnamed.all_answered();
+        }
+    }
+
     /// Whether the request processor has to keep back a frame that would begin
     /// a batch: an order waits that could start, and the server has answers to
     /// give first, after which the session is at its safe point.
@@ -161,8 +172,8 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
             for frame in frames {
                 state.exchange.response(frame.tag, frame.status);
                 state.unnamed.response(frame.tag);
-                if frame.tag == BackendTag::READY_FOR_QUERY && state.exchange.is_answered() {
-                    state.unnamed.all_answered();
+                if frame.tag == BackendTag::READY_FOR_QUERY {
+                    state.note_ready();
                 }
             }
             state.response = Phase::Writing;

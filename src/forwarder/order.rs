@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::{Closing, Forwarder, Gate, Order, Phase, Ready, State, Ticket};
 use crate::exchange::WaitingFor;
+use crate::message::TransactionStatus;
 
 /// What became of an order at once.
 pub struct Ordered<S: Send + Sync + 'static, T: Ticket + 'static> {
@@ -13,6 +14,34 @@ pub struct Ordered<S: Send + Sync + 'static, T: Ticket + 'static> {
     pub ready: Option<Ready<S, T>>,
     /// The earlier order that still waited.
     pub replaced: Option<T>,
+}
+
+/// What a session does, as an operator sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activity {
+    /// Everything is answered.
+    Idle,
+    /// The server has something to answer, or the client something to finish.
+    Active,
+    /// In a transaction block.
+    Transaction,
+    /// It has been asked to move and is not at its safe point.
+    Waiting,
+    /// A transfer is under way.
+    Moving,
+}
+
+/// A session's activity, and more of it.
+#[derive(Debug, Clone, Copy)]
+pub struct View {
+    /// What it does.
+    pub activity: Activity,
+    /// Since when it is in a transaction.
+    pub in_transaction: Option<Instant>,
+    /// Since when it has been asked to move.
+    pub ordered: Option<Instant>,
+    /// What stands between it and its safe point.
+    pub obstacle: Option<Obstacle>,
 }
 
 /// Why a session that was asked to move has not.
@@ -92,6 +121,34 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
                 state.order = other;
                 None
             }
+        }
+    }
+
+    /// What the session does now.
+    #[must_use]
+    pub fn view(&self) -> View {
+        let state = self.state.lock();
+        let ordered = match &state.order {
+            Some(Order::Move { since, .. }) => Some(*since),
+            Some(Order::End) | None => None,
+        };
+        let activity = if state.gate == Gate::Suspended {
+            Activity::Moving
+        } else if ordered.is_some() {
+            Activity::Waiting
+        } else if state.exchange.status() != TransactionStatus::Idle {
+            Activity::Transaction
+        } else if state.exchange.is_answered() {
+            Activity::Idle
+        } else {
+            Activity::Active
+        };
+        View {
+            activity,
+            in_transaction: state.in_transaction,
+            ordered,
+            // A write that has begun just now says nothing yet.
+            obstacle: state.obstacle(u64::MAX),
         }
     }
 

@@ -203,8 +203,13 @@ impl Proxy {
 
     /// Rewrites the file and has it read again.
     pub(crate) fn reconfigure(&self, text: &str) {
-        std::fs::write(self.directory.path().join("proxy.conf"), text).unwrap();
+        self.write_config(text);
         self.signal(Signal::HUP);
+    }
+
+    /// Rewrites the file.
+    pub(crate) fn write_config(&self, text: &str) {
+        std::fs::write(self.directory.path().join("proxy.conf"), text).unwrap();
     }
 
     /// For `postgres::Client::connect`.

@@ -14,7 +14,7 @@ use crate::forwarder::{
     Resumed, Suspension, Ticket,
 };
 use crate::sync::{Condvar, Mutex};
-use crate::workers::{RetryOrder, WorkerPermit, Workers};
+use crate::workers::{LastTransfer, RetryOrder, WorkerPermit, Workers};
 
 /// A moment that never comes.
 fn never() -> Instant {
@@ -120,6 +120,8 @@ impl RetryOrder for Model {
             self.start_transfer(ready);
         }
     }
+
+    fn note_transfer(&self, _: LastTransfer) {}
 }
 
 impl Model {

@@ -1,0 +1,166 @@
+//! What others ask of a session: to move, to end.
+
+use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::{STACK_BYTES, Session};
+use crate::disconnect::DisconnectReason;
+use crate::forwarder::{Closing, Obstacle, Ordered, Ready};
+use crate::round::{Aim, Movable, Round};
+use crate::server_conn::ServerConn;
+use crate::ticket::MoveTicket;
+use crate::transfer;
+use crate::workers::{LastTransfer, RetryOrder};
+
+impl RetryOrder for Session {
+    fn retry_order(&self) {
+        if let Some(ready) = self.forwarder.retry_order() {
+            self.start_transfer(ready);
+        }
+    }
+
+    fn note_transfer(&self, last: LastTransfer) {
+        *self.last_transfer.lock() = Some(last);
+    }
+}
+
+impl Movable for Session {
+    fn order_move(&self, round: &Arc<Round>) {
+        let server = self.forwarder.server();
+        let from = Arc::clone(server.assignment.name());
+        drop(server);
+        let session = Weak::clone(&self.this) as Weak<dyn RetryOrder>;
+        let ticket = MoveTicket::new(round, &self.name, from, session);
+        if let Err(reason) = self.transfer.session_transfer(self.config.read().login) {
+            ticket.give_up(reason);
+            return;
+        }
+        match self.forwarder.order_move(ticket, Instant::now()) {
+            Ok(Ordered { ready, replaced }) => {
+                if let Some(replaced) = replaced {
+                    replaced.give_up(format!("replaced by round {}", round.number()));
+                }
+                if let Some(ready) = ready {
+                    self.start_transfer(ready);
+                }
+            }
+            Err(ticket) => {
+                let closing = self.forwarder.closing().unwrap_or(Closing::Ended);
+                ticket.give_up(closing.reason());
+            }
+        }
+    }
+
+    fn responses_written(&self) -> u64 {
+        self.forwarder.responses_written()
+    }
+
+    fn withdraw(&self, round: &Arc<Round>, last_written: u64) {
+        let withdrawn = self
+            .forwarder
+            .withdraw(last_written, |ticket| Arc::ptr_eq(ticket.round(), round));
+        if let Some((ticket, obstacle)) = withdrawn {
+            ticket.give_up(Waited(obstacle, round.started().elapsed()).to_string());
+        }
+    }
+}
+
+impl Session {
+    /// Ends the session at its next safe point.
+    pub(crate) fn order_end(&self) {
+        if let Some(ticket) = self.forwarder.order_end() {
+            ticket.give_up(Closing::ShutdownSafe.reason());
+        }
+    }
+
+    /// Ends the session now, because an operator wants it.
+    pub(crate) fn kill(&self) {
+        self.set_cause(DisconnectReason::Killed);
+        self.close(Closing::Ended);
+    }
+
+    /// Ends the session now.
+    pub(crate) fn force_end(&self) {
+        self.close(Closing::ShutdownForced);
+    }
+
+    /// Whether it is on a backend that is to be left.
+    #[must_use]
+    pub(crate) fn must_leave(&self) -> bool {
+        self.transfer
+            .connector
+            .balancer()
+            .must_drain(self.backend())
+    }
+
+    /// Carries an order out on a thread of its own, where it is still needed.
+    pub(super) fn start_transfer(&self, ready: Ready<ServerConn, MoveTicket>) {
+        let Some(session) = self.this.upgrade() else {
+            return;
+        };
+        if ready.ticket.round().aim() == Aim::EmptyDraining && !self.must_leave() {
+            let Ready {
+                suspension,
+                ticket,
+                permit,
+                ..
+            } = ready;
+            drop(suspension);
+            ticket.dismiss();
+            drop(permit);
+            // An order that came meanwhile replaced none: it is this one's turn.
+            self.retry_order();
+            return;
+        }
+        // Outlives a failed spawn, which drops its closure.
+        let slot = Arc::new(Mutex::new(Some(ready)));
+        let taken = Arc::clone(&slot);
+        let spawned = thread::Builder::new()
+            .name(format!("transfer-{}", self.name.conn))
+            .stack_size(STACK_BYTES)
+            .spawn(move || {
+                let ready = taken.lock().take();
+                if let Some(ready) = ready {
+                    let config = Arc::clone(&session.config.read());
+                    let (limits, login) = (&config.migration, config.login);
+                    let before = session.backend();
+                    transfer::run(ready, &session.transfer, limits, login, |lost| {
+                        session.set_cause(DisconnectReason::ServerLost(lost));
+                        session.close(Closing::Ended);
+                    });
+                    if session.backend() != before && session.must_leave() {
+                        // A reload came meanwhile, whose round took it for moved.
+                        let _ = session.missed_by_reload.send(Arc::clone(&session));
+                    }
+                    // For an order that came meanwhile.
+                    session.retry_order();
+                }
+            });
+        if let Err(error) = spawned
+            && let Some(Ready {
+                suspension,
+                ticket,
+                permit,
+                ..
+            }) = slot.lock().take()
+        {
+            drop(suspension);
+            ticket.give_up(format!("no thread for the transfer: {error}"));
+            drop(permit);
+            // Ends: each time round gives one waiting order up.
+            self.retry_order();
+        }
+    }
+}
+
+/// What a session waited for, and for how long.
+struct Waited(Obstacle, Duration);
+
+impl std::fmt::Display for Waited {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} (waited {:.1}s)", self.0, self.1.as_secs_f64())
+    }
+}

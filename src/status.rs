@@ -1,0 +1,218 @@
+//! The proxy's state as data: backends, rounds, sessions.
+//!
+//! One form for the admin's `/status`, for `sqlproxy status --json` and for
+//! `sqlproxy sessions --json`; its keys are a contract (README, "Status").
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::BackendState;
+use crate::connection::ProxyState;
+use crate::forwarder::Activity;
+use crate::session::{Session, SessionView};
+
+/// Everything but the sessions one by one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Status {
+    /// Of this binary.
+    pub version: String,
+    /// In the order of the file; those that have left it and still have sessions last.
+    pub backends: Vec<BackendStatus>,
+    /// All sessions.
+    pub sessions: usize,
+    /// `max_connections`.
+    pub sessions_max: usize,
+    /// The last ones, the newest first.
+    pub rounds: Vec<RoundStatus>,
+}
+
+/// One backend.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct BackendStatus {
+    /// Its name.
+    pub name: String,
+    /// Its address as in the file.
+    pub address: String,
+    /// `active`, `draining`, or `removed` where the file has it no more.
+    pub state: String,
+    /// Whether it answered when it was looked at last.
+    pub up: bool,
+    /// Sessions on it.
+    pub sessions: usize,
+    /// Of these, held until a server comes back.
+    pub held: usize,
+}
+
+/// One round.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RoundStatus {
+    /// Its number.
+    pub round: u64,
+    /// What started it.
+    pub trigger: String,
+    /// Those it is about.
+    pub sessions: usize,
+    /// Moved.
+    pub success: usize,
+    /// Kept where they were.
+    pub recoverable: usize,
+    /// Lost.
+    pub fatal: usize,
+    /// Without an outcome yet.
+    pub waiting: usize,
+}
+
+/// One session.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct SessionStatus {
+    /// The proxy's number of it, as in the log.
+    pub conn: u64,
+    /// From the startup packet, at most 128 characters.
+    pub user: String,
+    /// From the startup packet, at most 128 characters.
+    pub database: String,
+    /// `application_name`, at most 128 characters.
+    pub application: String,
+    /// The client's address.
+    pub client: String,
+    /// Whether the client has TLS.
+    pub client_tls: bool,
+    /// Whether its server has.
+    pub server_tls: bool,
+    /// Where it is.
+    pub backend: String,
+    /// `idle`, `active`, `transaction`, `waiting`, `moving` or `held`.
+    pub state: String,
+    /// Since it was opened.
+    pub connected_seconds: f64,
+    /// How long its transaction has been open.
+    pub transaction_seconds: Option<f64>,
+    /// How long it has been asked to move.
+    pub waiting_seconds: Option<f64>,
+    /// How its last order to move ended.
+    pub last_transfer: Option<LastTransferStatus>,
+    /// What stands, or stood last, against its moving.
+    pub cannot_move_because: Option<String>,
+}
+
+/// The end of an order to move.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct LastTransferStatus {
+    /// Whose order it was.
+    pub round: u64,
+    /// `success` or `recoverable`.
+    pub outcome: String,
+    /// Why it did not succeed.
+    pub reason: Option<String>,
+    /// How long the client was held.
+    pub held_seconds: f64,
+}
+
+impl Status {
+    /// As JSON in one line.
+    #[must_use]
+    pub(crate) fn to_json(&self) -> String {
+        // Strings and numbers only: it cannot fail.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
+/// The word for a backend's state.
+#[must_use]
+pub(crate) const fn state_word(state: Option<BackendState>) -> &'static str {
+    match state {
+        Some(BackendState::Active) => "active",
+        Some(BackendState::Draining) => "draining",
+        None => "removed",
+    }
+}
+
+/// The state now.
+#[must_use]
+pub(crate) fn status(state: &ProxyState) -> Status {
+    let backends = state.connector.balancer().view();
+    Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        backends: backends
+            .into_iter()
+            .map(|backend| BackendStatus {
+                name: backend.name.to_string(),
+                address: backend.address,
+                state: state_word(backend.state).to_owned(),
+                up: backend.up,
+                sessions: backend.sessions,
+                held: 0,
+            })
+            .collect(),
+        sessions: state.sessions.snapshot().len(),
+        sessions_max: state.config.read().max_connections,
+        rounds: state
+            .rounds
+            .views()
+            .into_iter()
+            .map(|round| RoundStatus {
+                round: round.round,
+                trigger: round.trigger.to_owned(),
+                sessions: round.sessions,
+                success: round.success,
+                recoverable: round.recoverable,
+                fatal: round.fatal,
+                waiting: round.waiting,
+            })
+            .collect(),
+    }
+}
+
+/// The sessions now, by number.
+#[must_use]
+pub(crate) fn sessions(sessions: &[Arc<Session>]) -> Vec<SessionStatus> {
+    let now = Instant::now();
+    sessions
+        .iter()
+        .map(|session| session_status(session.view(), now))
+        .collect()
+}
+
+fn session_status(session: SessionView, now: Instant) -> SessionStatus {
+    let seconds = |at: Instant| now.saturating_duration_since(at).as_secs_f64();
+    let SessionView {
+        name,
+        application,
+        forwarding,
+        last_transfer,
+        immovable,
+        ..
+    } = session;
+    let state = match forwarding.activity {
+        Activity::Idle => "idle",
+        Activity::Active => "active",
+        Activity::Transaction => "transaction",
+        Activity::Waiting => "waiting",
+        Activity::Moving => "moving",
+    };
+    let obstacle = forwarding.obstacle.map(|obstacle| obstacle.to_string());
+    let stayed = last_transfer.as_ref().and_then(|last| last.reason.clone());
+    SessionStatus {
+        conn: name.conn,
+        user: name.user.clone(),
+        database: name.database.clone(),
+        application,
+        client: name.client.clone(),
+        client_tls: session.client_tls,
+        server_tls: session.server_tls,
+        backend: session.backend.to_string(),
+        state: state.to_owned(),
+        connected_seconds: seconds(session.opened),
+        transaction_seconds: forwarding.in_transaction.map(seconds),
+        waiting_seconds: forwarding.ordered.map(seconds),
+        cannot_move_because: immovable.map(str::to_owned).or(obstacle).or(stayed),
+        last_transfer: last_transfer.map(|last| LastTransferStatus {
+            round: last.round,
+            outcome: last.outcome.as_str().to_owned(),
+            reason: last.reason,
+            held_seconds: last.held.as_secs_f64(),
+        }),
+    }
+}
