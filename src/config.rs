@@ -97,7 +97,7 @@ pub struct Migration {
     pub timeout: Duration,
     /// `wait`: how long a busy session may take to reach a safe transfer point, 0 to 24 h.
     pub wait: Duration,
-    /// `workers`: transfers under way at once, 1 to 1024.
+    /// `workers`: the most transfers under way at once, 1 to 1024.
     pub workers: usize,
     /// `max_state_size`, in bytes: the largest session state that is moved,
     /// 1 KiB to 512 MiB (as base64 it must still fit one protocol message).

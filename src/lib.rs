@@ -29,7 +29,7 @@
 //! | accept | one a listener | accept |
 //! | request, response | one each a session (request-N, response-N); request also serves a connection before its login | recv, send, the gate |
 //! | transfer | one a transfer (transfer-N), at most `workers` | reads until the transfer's deadline |
-//! | round | one a round (round-N) | the round's outcomes, at most a second at a time |
+//! | round | one a round (round-N) | the round's outcomes, at most a tenth of a second at a time |
 //! | resolve | up to 4, once a name is dialled | the C library's resolver |
 //! | health | one a backend (health-NAME), where `health_interval` is not 0 | a dial, the interval |
 //! | log | 1 | a log line, stderr |

@@ -18,7 +18,7 @@ use crate::connection_limit::Limit;
 use crate::dialect::Unsupported;
 use crate::logging::Milliseconds;
 use crate::metrics::{Metrics, TransferOutcome};
-use crate::workers::Workers;
+use crate::workers::{LOOK_INTERVAL, Workers};
 
 /// Between two progress lines of a round.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
@@ -249,18 +249,20 @@ impl Round {
     fn wait(&self, deadline: Instant) -> bool {
         loop {
             let tick = self.next_progress();
+            let look = Instant::now() + LOOK_INTERVAL;
             let counts = {
                 let mut counts = self.counts.lock();
                 self.changed.wait_while_until(
                     &mut counts,
                     |counts| counts.done() < self.sessions,
-                    tick.min(deadline),
+                    tick.min(deadline).min(look),
                 );
                 *counts
             };
             if counts.done() >= self.sessions {
                 return true;
             }
+            self.workers.look();
             let now = Instant::now();
             if now >= tick {
                 let dismissed = counts.dismissed;
@@ -399,6 +401,7 @@ impl Rounds {
         // Here and not on the round's thread, so that of two rounds the later
         // one's order is what a session is left with.
         let mut waiting = Vec::with_capacity(sessions.len());
+        self.workers.begin();
         for session in sessions {
             session.order_move(&round);
             waiting.push(Arc::downgrade(&session));

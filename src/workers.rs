@@ -1,16 +1,24 @@
 //! How many transfers may be under way at once, and which session is next.
 //!
 //! A transfer runs while its [`WorkerPermit`] lives.  Sessions that find no
-//! permit wait in a queue, first come, first served.  Knows nothing of rounds.
+//! permit wait in a queue, first come, first served; there they are not held.  How
+//! many permits there are is found between two and the configured limit, see
+//! [`pace`].  Knows nothing of rounds.
+
+mod pace;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use crate::metrics::TransferOutcome;
+use pace::Pace;
+
+/// How often [`Workers::look`] wants to be called while a round is under way.
+pub(crate) const LOOK_INTERVAL: Duration = pace::STANDSTILL;
 
 /// A session that waits at its safe point for a worker.
 pub(crate) trait RetryOrder: Send + Sync {
@@ -40,15 +48,20 @@ struct Waiting {
     queued: Arc<AtomicBool>,
 }
 
-#[derive(Default)]
 struct Queue {
-    limit: usize,
+    pace: Pace,
     /// Transfers under way.
     busy: usize,
     /// Somebody offers the free places already, and will see those that come free
     /// meanwhile.
     serving: bool,
     waiting: VecDeque<Waiting>,
+}
+
+impl Queue {
+    const fn has_room(&self) -> bool {
+        self.busy < self.pace.at_once()
+    }
 }
 
 /// The transfers' places and the queue for them.
@@ -67,16 +80,41 @@ impl Workers {
     pub(crate) fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self {
             queue: Mutex::new(Queue {
-                limit,
-                ..Queue::default()
+                pace: Pace::new(limit),
+                busy: 0,
+                serving: false,
+                waiting: VecDeque::new(),
             }),
         })
     }
 
     /// Changes the limit; transfers under way are not touched.
     pub(crate) fn set_limit(self: &Arc<Self>, limit: usize) {
-        self.queue.lock().limit = limit;
+        self.queue.lock().pace.set_limit(limit);
         self.serve_queue();
+    }
+
+    /// A round begins.
+    pub(crate) fn begin(&self) {
+        let mut queue = self.queue.lock();
+        if queue.busy == 0 {
+            queue.pace.begin(Instant::now());
+        }
+    }
+
+    /// Sees to it that transfers which wait for a peer do not keep those from
+    /// starting that would not: to be called each [`LOOK_INTERVAL`].
+    pub(crate) fn look(&self) {
+        self.look_at(Instant::now());
+    }
+
+    fn look_at(&self, now: Instant) {
+        let mut queue = self.queue.lock();
+        let grown = !queue.waiting.is_empty() && queue.pace.look(now);
+        drop(queue);
+        if grown {
+            self.serve_queue();
+        }
     }
 
     /// A permit, or else a place in the queue for `session`, once.
@@ -86,7 +124,7 @@ impl Workers {
         session: &Weak<dyn RetryOrder>,
     ) -> Option<WorkerPermit> {
         let mut queue = self.queue.lock();
-        if queue.busy < queue.limit {
+        if queue.has_room() {
             queue.busy += 1;
             return Some(WorkerPermit {
                 workers: Arc::clone(self),
@@ -103,8 +141,7 @@ impl Workers {
 
     /// Whether a permit could be had now.
     pub(crate) fn has_room(&self) -> bool {
-        let queue = self.queue.lock();
-        queue.busy < queue.limit
+        self.queue.lock().has_room()
     }
 
     /// Offers free places to the queue.  A session that is busy again by now
@@ -128,7 +165,7 @@ impl Workers {
     /// The first in the queue, where a place is free; otherwise the serving ends.
     fn next_to_serve(&self) -> Option<Weak<dyn RetryOrder>> {
         let mut queue = self.queue.lock();
-        let free = queue.busy < queue.limit;
+        let free = queue.has_room();
         match free.then(|| queue.waiting.pop_front()).flatten() {
             Some(Waiting { session, queued }) => {
                 queued.store(false, Ordering::Relaxed);
@@ -144,7 +181,11 @@ impl Workers {
 
 impl Drop for WorkerPermit {
     fn drop(&mut self) {
-        self.workers.queue.lock().busy -= 1;
+        let mut queue = self.workers.queue.lock();
+        queue.busy -= 1;
+        let saturated = !queue.waiting.is_empty();
+        queue.pace.finished(Instant::now(), saturated);
+        drop(queue);
         self.workers.serve_queue();
     }
 }
@@ -206,5 +247,30 @@ mod tests {
         let retries = |session: &Unlucky| session.retries.load(Ordering::Relaxed);
         assert!(sessions.iter().all(|session| retries(session) == 1));
         assert!(workers.has_room());
+    }
+
+    #[test]
+    fn where_nothing_finishes_the_next_in_the_queue_begins() {
+        let workers = Workers::new(32);
+        let start = Instant::now();
+        workers.begin();
+        let nobody = Weak::<Unlucky>::new() as Weak<dyn RetryOrder>;
+        let stuck: Vec<_> = std::iter::from_fn(|| {
+            let permit = workers.take_or_queue(&Arc::default(), &nobody);
+            permit.inspect(|_| assert!(workers.queue.lock().busy <= 32))
+        })
+        .collect();
+        assert!(stuck.len() < 32, "found, not configured");
+        let waiting = Arc::new_cyclic(|this| Unlucky {
+            workers: Arc::clone(&workers),
+            queued: Arc::default(),
+            this: Weak::clone(this),
+            retries: AtomicUsize::new(0),
+        });
+        waiting.try_start();
+        workers.look_at(start);
+        assert_eq!(waiting.retries.load(Ordering::Relaxed), 0, "too early");
+        workers.look_at(Instant::now() + LOOK_INTERVAL);
+        assert_eq!(waiting.retries.load(Ordering::Relaxed), 1);
     }
 }
