@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, Sender};
 use parking_lot::RwLock;
 
 use crate::accept::{Acceptor, listen};
@@ -50,6 +50,9 @@ pub struct Server {
     health: Health,
     /// What commands ask for.
     orders: Receiver<Order>,
+    /// Kept, so that `orders` never ends: a channel without senders is always ready,
+    /// and waiting for it would cost a core.
+    _order: Sender<Order>,
     /// Stops serving when the server has gone.
     control: Option<Control>,
     /// Stops serving when the server has gone.
@@ -120,7 +123,7 @@ impl Server {
         let (order, orders) = crossbeam_channel::unbounded();
         let control = match &state.config.read().control_socket {
             Some(path) => {
-                let started = Control::start(path, Arc::clone(&state), order);
+                let started = Control::start(path, Arc::clone(&state), order.clone());
                 Some(started.map_err(|source| StartError::Listen {
                     address: path.display().to_string(),
                     source,
@@ -131,6 +134,7 @@ impl Server {
         let server = Self {
             state,
             orders,
+            _order: order,
             control,
             admin,
             listeners,

@@ -19,6 +19,7 @@
 //! | `/readyz` is wrong or late, a backend counts as up or down and is not | health |
 //! | a server's bytes cost memory or time that they should not | hostile_servers |
 //! | a log line is forged, swollen or lost, or the log stops the proxy | logging |
+//! | it uses a core while nothing happens | rest |
 //! | the end: SIGTERM, last messages, exit codes | shutdown |
 //! | command line, configuration errors | options, `src/config/tests.rs` |
 //! | a command's answer or exit code, the status | control |
@@ -52,6 +53,7 @@ mod moving;
 mod options;
 mod postgresql;
 mod reload;
+mod rest;
 mod shutdown;
 mod split;
 mod storm;

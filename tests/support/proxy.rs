@@ -322,6 +322,19 @@ impl Proxy {
         self.resources()
     }
 
+    /// Waits until each of its threads waits: one that turns without end never does.
+    pub(crate) fn wait_asleep(&self) {
+        let awake = || -> Vec<String> {
+            let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+            // proc(5): the name in parentheses, then the state.
+            tasks
+                .filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("stat")).ok())
+                .filter(|stat| !stat.contains(") S "))
+                .collect()
+        };
+        poll_kernel(|| awake().is_empty(), || format!("awake: {:?}", awake()));
+    }
+
     /// The names of its threads.
     fn threads(&self) -> Vec<String> {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
