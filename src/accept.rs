@@ -81,6 +81,7 @@ impl Acceptor {
         self.state.metrics.count(Event::Accepted);
         let Some(place) = self.handshakes.enter(client.ip()) else {
             self.state.metrics.count(Event::Refused);
+            self.state.metrics.client_refused("too_many_logins");
             log::warn!(conn, client:%; "connection closed: too many that are not logged in");
             return;
         };
@@ -91,6 +92,7 @@ impl Acceptor {
             .spawn(move || connection::serve(&state, conn, stream, client, place));
         if let Err(error) = spawned {
             self.state.metrics.count(Event::Refused);
+            self.state.metrics.client_refused("no_thread");
             log::warn!(conn, client:%, reason:% = error; "connection closed: no thread for it");
         }
     }

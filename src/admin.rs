@@ -26,7 +26,6 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
-use crate::metrics::Metrics;
 use http::{Request, RequestError, Response};
 
 /// A prober or two, Prometheus and an operator.  A further one takes the place of the
@@ -50,8 +49,17 @@ const JSON_TYPE: &str = "application/json";
 /// `Ok`, or in one line why no client should be sent here now.
 pub(crate) type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
-/// The proxy's state as JSON.
-pub(crate) type StatusJson = Arc<dyn Fn() -> String + Send + Sync>;
+/// What the pages are made of.  Each is called for each request, from several threads
+/// at once, and must not block.
+#[derive(Clone)]
+pub(crate) struct Pages {
+    /// Of `/readyz`.
+    pub readiness: Readiness,
+    /// Of `/status`: JSON.
+    pub status: Arc<dyn Fn() -> String + Send + Sync>,
+    /// Of `/metrics`: Prometheus' text.
+    pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
+}
 
 /// The admin HTTP server.  Dropped, it closes its listener and all clients and
 /// waits for their threads; a request whose answer is being made (`readiness`) is
@@ -64,9 +72,7 @@ pub(crate) struct Admin {
 }
 
 struct AdminState {
-    metrics: Arc<Metrics>,
-    readiness: Readiness,
-    status: StatusJson,
+    pages: Pages,
     stopping: AtomicBool,
     /// Wakes the acceptor: to stop, or because a client has gone.
     wake: OwnedFd,
@@ -93,41 +99,33 @@ const ROUTES: &[Route] = &[
     },
     Route {
         path: "/readyz",
-        answer: |state| match (state.readiness)() {
+        answer: |state| match (state.pages.readiness)() {
             Ok(()) => Response::text(200, "ready\n"),
             Err(reason) => Response::text(503, format!("{reason}\n")),
         },
     },
     Route {
         path: "/status",
-        answer: |state| Response::new(200, JSON_TYPE, (state.status)()),
+        answer: |state| Response::new(200, JSON_TYPE, (state.pages.status)()),
     },
     Route {
         path: "/metrics",
-        answer: |state| Response::new(200, METRICS_TYPE, state.metrics.encode()),
+        answer: |state| Response::new(200, METRICS_TYPE, (state.pages.metrics)()),
     },
 ];
 
 impl Admin {
-    /// Serves `listener` from threads of its own. `readiness` is called for each
-    /// request of `/readyz`, from several threads at once, and must not block.
+    /// Serves `listener` from threads of its own.
     ///
     /// # Errors
     /// No eventfd, no thread, or the listener refuses to be made non-blocking.
-    pub(crate) fn start(
-        listener: TcpListener,
-        metrics: Arc<Metrics>,
-        readiness: Readiness,
-        status: StatusJson,
-    ) -> io::Result<Self> {
+    pub(crate) fn start(listener: TcpListener, pages: Pages) -> io::Result<Self> {
         // A client that left between poll and accept must not block the acceptor.
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let state = Arc::new(AdminState {
-            metrics,
-            readiness,
-            status,
+            pages,
             stopping: AtomicBool::new(false),
             wake: eventfd(0, flags)?,
             clients: Mutex::new(Vec::new()),

@@ -176,6 +176,13 @@ fn refuse(state: &ProxyState, name: &SessionName, client: Option<&Stream>, error
     } = name;
     match error.client_report() {
         Some((sqlstate, text)) => {
+            state.metrics.client_refused(match error {
+                Error::Refused(refusal) => refusal.label(),
+                Error::NoBackend => "no_backend",
+                Error::NoBackendReached(_) => "backend_down",
+                error if error.peer() == Some(Peer::Server) => "backend_lost",
+                _ => "protocol",
+            });
             state.metrics.count(match error {
                 Error::NoBackend => Event::Routing,
                 Error::NoBackendReached(_) => Event::BackendDown,

@@ -139,6 +139,22 @@ impl Refusal {
         Self::Parameter(format!("{}{more}", shown.escape_ascii()))
     }
 
+    /// The label `reason` of `sqlproxy_clients_refused_total`.
+    #[must_use]
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::EncryptionRequired => "encryption_required",
+            Self::ProtocolVersion { .. } => "protocol_version",
+            Self::NoUser => "no_user",
+            Self::Parameter(_) => "parameter",
+            Self::GssApi => "gssapi",
+            Self::Stopping | Self::Shutdown | Self::Killed => "shutting_down",
+            Self::MaxConnections(_) => "max_connections",
+            Self::TooManyLogins => "too_many_logins",
+            Self::NoThread(_) => "no_thread",
+        }
+    }
+
     /// The client's SQLSTATE.
     #[must_use]
     pub const fn sqlstate(&self) -> SqlState {

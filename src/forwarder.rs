@@ -32,6 +32,7 @@ pub(crate) use order::{Activity, Obstacle, View};
 pub use suspension::{NotParked, Suspension};
 
 use crate::exchange::{Exchange, UnnamedTracker};
+use crate::metrics::{Reason, ReasonLabel};
 use crate::sync::{Condvar, Mutex, MutexGuard};
 
 /// Wakes readers that are blocked between two messages.
@@ -124,12 +125,15 @@ pub enum Closing {
 }
 
 impl Closing {
-    /// The log's reason, of a transfer that the end has overtaken and of a session.
+    /// Why a transfer that the end has overtaken did not succeed, and the log's
+    /// reason of a session that the proxy ends.
     #[must_use]
-    pub const fn reason(self) -> &'static str {
+    pub(crate) fn reason(self) -> Reason {
         match self {
-            Self::Ended => "session ended",
-            Self::ShutdownSafe | Self::ShutdownForced => "proxy shutting down",
+            Self::Ended => Reason::new(ReasonLabel::SessionEnded, "session ended"),
+            Self::ShutdownSafe | Self::ShutdownForced => {
+                Reason::new(ReasonLabel::ShuttingDown, "proxy shutting down")
+            }
         }
     }
 }

@@ -1,20 +1,30 @@
 //! What Prometheus is told: counters, gauges and histograms.
 //!
-//! The names are those of CockroachDB's own proxy with `_` for `.`, so that
-//! dashboards carry over. No globals: the server owns one `Metrics` and shares it.
+//! Counters and levels that CockroachDB's own proxy has too have its names, with `_`
+//! for `.`, so that dashboards carry over; the others begin with `sqlproxy_`. No globals: the server owns one `Metrics` and shares it.
 //! Invariant: in every scrape `proxy_conn_migration_attempted` is the sum of its
 //! three outcomes.
 
+mod gauges;
+mod reason;
+mod transfers;
 #[cfg(test)]
 mod tests;
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use prometheus::core::Collector;
+use prometheus::process_collector::ProcessCollector;
 use prometheus::{
     Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
 };
+
+use gauges::Gauges;
+pub(crate) use gauges::{BackendReading, Reading};
+pub(crate) use reason::{Reason, ReasonLabel};
+use transfers::Transfers;
+pub(crate) use transfers::{FinishedTransfer, TransferOutcome};
 
 /// From half a millisecond (an idle session on the same machine) to twice the
 /// default limit of one transfer.
@@ -22,41 +32,6 @@ const SECONDS_BUCKETS: &[f64] = &[
     0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0,
     30.0,
 ];
-/// From a session without any settings to the default `max_state_size`.
-const BYTES_BUCKETS: &[f64] = &[
-    256.0,
-    1_024.0,
-    4_096.0,
-    16_384.0,
-    65_536.0,
-    262_144.0,
-    1_048_576.0,
-    4_194_304.0,
-    16_777_216.0,
-];
-
-/// How a transfer ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum TransferOutcome {
-    /// The session is on the other server.
-    Success,
-    /// The session goes on where it was.
-    Recoverable,
-    /// The session is lost.
-    Fatal,
-}
-
-impl TransferOutcome {
-    /// The word for it in the log.
-    #[must_use]
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Success => "success",
-            Self::Recoverable => "recoverable",
-            Self::Fatal => "fatal",
-        }
-    }
-}
 
 /// Things that happen and are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,7 +106,9 @@ pub(crate) enum Gauge {
 pub(crate) struct Metrics {
     registry: Registry,
     transfers: Mutex<Transfers>,
-    dial_latency: Histogram,
+    gauges: Gauges,
+    clients_refused: IntCounterVec,
+    dial_seconds: Histogram,
     accepted: IntCounter,
     successful: IntCounter,
     authentication_failures: IntCounter,
@@ -149,17 +126,6 @@ pub(crate) struct Metrics {
     sql_conns: IntGauge,
     rebalance_queued: IntGauge,
     rebalance_running: IntGauge,
-}
-
-/// What one finished transfer changes together; a scrape takes the same lock.
-#[derive(Debug)]
-struct Transfers {
-    attempted: IntCounter,
-    success: IntCounter,
-    recoverable: IntCounter,
-    fatal: IntCounter,
-    held_seconds: Histogram,
-    state_bytes: Histogram,
 }
 
 /// Counts as one of a [`Gauge`] until it is dropped.
@@ -199,46 +165,27 @@ impl Metrics {
             // So that each is there before it happens.
             cancels.with_label_values(&[result.label()]);
         }
-        let transfers = Transfers {
-            attempted: counter(
-                r,
-                "proxy_conn_migration_attempted",
-                "Transfers that ended, whatever their outcome",
+        let clients_refused = register(
+            r,
+            IntCounterVec::new(
+                Opts::new(
+                    "sqlproxy_clients_refused_total",
+                    "Clients that got no session, by reason",
+                ),
+                &["reason"],
             ),
-            success: counter(
-                r,
-                "proxy_conn_migration_success",
-                "Transfers after which the session was on another server",
-            ),
-            recoverable: counter(
-                r,
-                "proxy_conn_migration_error_recoverable",
-                "Transfers that failed and left the session where it was",
-            ),
-            fatal: counter(
-                r,
-                "proxy_conn_migration_error_fatal",
-                "Transfers during which the session was lost",
-            ),
-            held_seconds: histogram(
-                r,
-                "proxy_conn_migration_attempted_latency",
-                "Seconds for which a transfer held the client's requests",
-                SECONDS_BUCKETS,
-            ),
-            state_bytes: histogram(
-                r,
-                "proxy_conn_migration_transfer_response_message_size",
-                "Bytes of session state that a server handed over",
-                BYTES_BUCKETS,
-            ),
-        };
+        );
+        let transfers = Transfers::new(r);
+        // Fails where /proc is not to be had; then they are missing.
+        let _ = r.register(Box::new(ProcessCollector::for_self()));
         Self {
             transfers: Mutex::new(transfers),
-            dial_latency: histogram(
+            gauges: Gauges::new(r),
+            clients_refused,
+            dial_seconds: histogram(
                 r,
-                "proxy_dial_tenant_latency",
-                "Seconds from choosing a backend to a usable connection",
+                "sqlproxy_dial_seconds",
+                "From choosing a backend to a usable connection",
                 SECONDS_BUCKETS,
             ),
             accepted: counter(
@@ -343,38 +290,47 @@ impl Metrics {
         }
     }
 
-    /// One transfer is over: `held` is how long the client's requests were held,
-    /// `state_bytes` the size of the state, where it came that far.
-    pub(crate) fn transfer_finished(
-        &self,
-        outcome: TransferOutcome,
-        held: Duration,
-        state_bytes: Option<usize>,
-    ) {
-        let transfers = self.transfers.lock();
-        transfers.attempted.inc();
-        match outcome {
-            TransferOutcome::Success => transfers.success.inc(),
-            TransferOutcome::Recoverable => transfers.recoverable.inc(),
-            TransferOutcome::Fatal => transfers.fatal.inc(),
+    /// One transfer is over.
+    pub(crate) fn transfer_finished(&self, transfer: &FinishedTransfer<'_>) {
+        self.transfers.lock().count(transfer);
+    }
+
+    /// A client was turned away, for one of a few reasons.
+    pub(crate) fn client_refused(&self, reason: &'static str) {
+        self.clients_refused.with_label_values(&[reason]).inc();
+    }
+
+    /// The configuration was read, and was good or not.  `certificates`: each file of
+    /// the one in force and until when it is valid, in seconds since 1970.
+    pub(crate) fn config_read(&self, good: bool, certificates: &[(String, i64)]) {
+        self.gauges.reload_successful.set(good.into());
+        if !good {
+            return;
         }
-        transfers.held_seconds.observe(held.as_secs_f64());
-        if let Some(bytes) = state_bytes {
-            // Sizes stay far below 2^53, from where on f64 would round.
-            transfers.state_bytes.observe(bytes as f64);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        self.gauges
+            .reload_timestamp
+            .set(now.map_or(0.0, |now| now.as_secs_f64()));
+        self.gauges.certificate_expiry.reset();
+        for (file, until) in certificates {
+            self.gauges
+                .certificate_expiry
+                .with_label_values(&[file])
+                .set(*until);
         }
     }
 
     /// A dial led to a usable connection after `elapsed`.
     pub(crate) fn dial_finished(&self, elapsed: Duration) {
-        self.dial_latency.observe(elapsed.as_secs_f64());
+        self.dial_seconds.observe(elapsed.as_secs_f64());
     }
 
     /// One scrape in Prometheus's text format, version 0.0.4.
     #[must_use]
-    pub(crate) fn encode(&self) -> String {
+    pub(crate) fn encode(&self, reading: &Reading) -> String {
         let families = {
             let _consistent = self.transfers.lock();
+            self.gauges.set(reading);
             self.registry.gather()
         };
         TextEncoder::new()

@@ -217,6 +217,7 @@ mod tests {
             SILENCE.1.notify_all();
             assert_eq!(patient.join().unwrap().unwrap().len(), 1);
         });
-        assert_eq!(ASKED.load(Ordering::SeqCst), 6);
+        // And once more, where the patient one came behind the answer.
+        assert!((6..=7).contains(&ASKED.load(Ordering::SeqCst)));
     }
 }

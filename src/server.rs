@@ -12,7 +12,7 @@ use crossbeam_channel::{Receiver, Sender};
 use parking_lot::RwLock;
 
 use crate::accept::{Acceptor, listen};
-use crate::admin::{Admin, Readiness};
+use crate::admin::{Admin, Pages, Readiness};
 use crate::balancer::Balancer;
 use crate::cancel::CancelKeys;
 use crate::config::{Address, Config};
@@ -30,7 +30,7 @@ use crate::round::{Aim, Rounds};
 use crate::session::Session;
 use crate::signals::Signal;
 use crate::status;
-use crate::tls::TlsContexts;
+use crate::tls::{TlsContexts, valid_until};
 
 /// How often the end of the sessions is interrupted for a look at the signals.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(50);
@@ -111,12 +111,7 @@ impl Server {
             tls: RwLock::new(Arc::new(tls)),
         });
         let admin = match admin {
-            Some(listener) => {
-                let metrics = Arc::clone(&state.metrics);
-                let status = Arc::clone(&state);
-                let status = Arc::new(move || status::status(&status).to_json());
-                Some(Admin::start(listener, metrics, readiness(&state), status)?)
-            }
+            Some(listener) => Some(Admin::start(listener, pages(&state))?),
             None => None,
         };
         let health = Health::new(&state.connector);
@@ -251,7 +246,10 @@ impl Server {
                 log::info!(file; "configuration reloaded");
                 self.move_leaving(self.state.sessions.snapshot());
             }
-            Err(reason) => log::error!(file, reason; "reload failed, nothing changed"),
+            Err(reason) => {
+                self.state.metrics.config_read(false, &[]);
+                log::error!(file, reason; "reload failed, nothing changed");
+            }
         }
         reloaded
     }
@@ -283,6 +281,7 @@ impl Server {
         self.handshakes.set_max_connections(config.max_connections);
         self.state.custom_names.learn(&config.custom_settings);
         self.health.probe(config.health_interval);
+        self.state.metrics.config_read(true, &certificates(&config));
         *self.state.config.write() = Arc::new(config);
         Ok(Reloaded { later })
     }
@@ -336,6 +335,32 @@ impl Server {
                 return false;
             }
         }
+    }
+}
+
+/// The files with certificates that the configuration names, and until when each is
+/// valid.
+fn certificates(config: &Config) -> Vec<(String, i64)> {
+    let client = config.client_tls.as_ref();
+    let files = [
+        client.map(|tls| &tls.cert_file),
+        client.and_then(|tls| tls.client_ca_file.as_ref()),
+        config.server_tls.cert_file.as_ref(),
+        config.server_tls.ca_file.as_ref(),
+    ];
+    let files = files.into_iter().flatten();
+    files
+        .filter_map(|file| Some((file.display().to_string(), valid_until(file)?)))
+        .collect()
+}
+
+/// What the admin serves.
+fn pages(state: &Arc<ProxyState>) -> Pages {
+    let (shown, measured) = (Arc::clone(state), Arc::clone(state));
+    Pages {
+        readiness: readiness(state),
+        status: Arc::new(move || status::status(&shown).to_json()),
+        metrics: Arc::new(move || measured.metrics.encode(&status::reading(&measured))),
     }
 }
 

@@ -274,7 +274,7 @@ impl Session {
         self.client.shutdown();
         let (counted, reason) = match &*self.cause.lock() {
             // Only the proxy's own end leaves none.
-            None => (None, Closing::ShutdownSafe.reason().to_owned()),
+            None => (None, Closing::ShutdownSafe.reason().text),
             Some(cause) => (cause.event(), cause.to_string()),
         };
         if let Some(counted) = counted {

@@ -3,6 +3,7 @@
 //! One form for the admin's `/status`, for `sqlproxy status --json` and for
 //! `sqlproxy sessions --json`; its keys are a contract (README, "Status").
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,7 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::BackendState;
 use crate::connection::ProxyState;
-use crate::forwarder::Activity;
+use crate::forwarder::{Activity, Obstacle};
+use crate::metrics::{BackendReading, Reading, ReasonLabel};
 use crate::session::{Session, SessionView};
 
 /// Everything but the sessions one by one.
@@ -214,5 +216,39 @@ fn session_status(session: SessionView, now: Instant) -> SessionStatus {
             reason: last.reason,
             held_seconds: last.held.as_secs_f64(),
         }),
+    }
+}
+
+/// The state now, for the metrics.
+#[must_use]
+pub(crate) fn reading(state: &ProxyState) -> Reading {
+    let mut pending = BTreeMap::new();
+    for session in state.sessions.snapshot() {
+        let SessionView {
+            backend,
+            forwarding,
+            ..
+        } = session.view();
+        if forwarding.ordered.is_some() {
+            let label = forwarding
+                .obstacle
+                .map_or(ReasonLabel::Worker, Obstacle::label);
+            *pending.entry((backend.to_string(), label)).or_default() += 1;
+        }
+    }
+    let backends = state.connector.balancer().view();
+    Reading {
+        backends: backends
+            .into_iter()
+            .map(|backend| BackendReading {
+                name: backend.name.to_string(),
+                sessions: backend.sessions,
+                up: backend.up,
+                draining: backend.state != Some(BackendState::Active),
+            })
+            .collect(),
+        sessions_max: state.config.read().max_connections,
+        sessions_held: 0,
+        pending,
     }
 }

@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 
 use log::kv::Value;
 
-use crate::forwarder::Ticket;
+use crate::forwarder::{Closing, Ticket};
 use crate::logging::{Milliseconds, event};
-use crate::metrics::{Event, Gauge, GaugeGuard, TransferOutcome};
+use crate::metrics::{
+    Event, FinishedTransfer, Gauge, GaugeGuard, Reason, ReasonLabel, TransferOutcome,
+};
 use crate::round::{NotMoved, Round};
 use crate::session_name::SessionName;
 use crate::workers::{LastTransfer, RetryOrder, WorkerPermit};
@@ -23,7 +25,7 @@ pub(crate) struct Report {
     /// In the contract's words.
     pub outcome: TransferOutcome,
     /// Why it did not succeed.
-    pub reason: Option<String>,
+    pub reason: Option<Reason>,
     /// The backend that the session moved to.
     pub to: Option<Arc<str>>,
     /// From the order to the safe point, or to the giving up.
@@ -37,10 +39,10 @@ pub(crate) struct Report {
 impl Report {
     /// A session that was not moved and never held.
     #[must_use]
-    pub(crate) fn not_started(reason: impl Into<String>, waited: Duration) -> Self {
+    pub(crate) fn not_started(reason: Reason, waited: Duration) -> Self {
         Self {
             outcome: TransferOutcome::Recoverable,
-            reason: Some(reason.into()),
+            reason: Some(reason),
             to: None,
             waited,
             blocked: Duration::ZERO,
@@ -104,7 +106,7 @@ impl MoveTicket {
     }
 
     /// It ended before it began.
-    pub(crate) fn give_up(mut self, reason: impl Into<String>) {
+    pub(crate) fn give_up(mut self, reason: Reason) {
         let waited = self.issued.elapsed();
         self.report(&Report::not_started(reason, waited));
     }
@@ -128,7 +130,7 @@ impl MoveTicket {
         let last = LastTransfer {
             round: self.round.number(),
             outcome: report.outcome,
-            reason: report.reason.clone(),
+            reason: report.reason.as_ref().map(|reason| reason.text.clone()),
             held: report.blocked,
         };
         if let Some(session) = self.session.upgrade() {
@@ -139,12 +141,19 @@ impl MoveTicket {
                 conn: self.name.conn,
                 client: self.name.client.clone(),
                 user: self.name.user.clone(),
-                reason: reason.clone(),
+                reason: reason.text.clone(),
             });
         }
-        self.round
-            .metrics()
-            .transfer_finished(report.outcome, report.blocked, report.state_bytes);
+        let reason = report.reason.as_ref();
+        self.round.metrics().transfer_finished(&FinishedTransfer {
+            outcome: report.outcome,
+            reason: reason.map_or(ReasonLabel::None, |reason| reason.label),
+            from: &self.from,
+            to: report.to.as_deref(),
+            waited: report.waited,
+            held: report.blocked,
+            state_bytes: report.state_bytes,
+        });
         self.round.note(report.outcome);
     }
 
@@ -161,7 +170,7 @@ impl MoveTicket {
             pairs.push(("to", (&**to).into()));
         }
         if let Some(reason) = &report.reason {
-            pairs.push(("reason", reason.as_str().into()));
+            pairs.push(("reason", reason.text.as_str().into()));
         }
         pairs.push(("waited_ms", Value::from_display(&waited)));
         pairs.push(("blocked_ms", Value::from_display(&blocked)));
@@ -191,6 +200,6 @@ impl Ticket for MoveTicket {
 impl Drop for MoveTicket {
     fn drop(&mut self) {
         let waited = self.issued.elapsed();
-        self.report(&Report::not_started("session ended", waited));
+        self.report(&Report::not_started(Closing::Ended.reason(), waited));
     }
 }

@@ -37,7 +37,7 @@ use crate::exchange::Unnamed;
 use crate::forwarder::{Closing, NotParked, Ready, Resumed, Suspension};
 use crate::frame::FrameReader;
 use crate::message::{ProcessId, TERMINATE};
-use crate::metrics::TransferOutcome;
+use crate::metrics::{Reason, ReasonLabel, TransferOutcome};
 use crate::parameters::Parameters;
 use crate::round::Round;
 use crate::server_conn::ServerConn;
@@ -100,7 +100,7 @@ enum Outcome {
         to_client: Vec<u8>,
     },
     Kept {
-        reason: String,
+        reason: Reason,
         resumed: Resumed,
     },
     Lost(Lost),
@@ -182,7 +182,7 @@ pub(crate) fn run(
                 }
                 Err((new, closing)) => {
                     terminate_server(&new.stream);
-                    let reason = Some(closing.reason().to_owned());
+                    let reason = Some(closing.reason());
                     report(TransferOutcome::Recoverable, reason, None)
                 }
             }
@@ -192,7 +192,7 @@ pub(crate) fn run(
             report(TransferOutcome::Recoverable, Some(reason), None)
         }
         Outcome::Lost(lost) => {
-            let reason = lost.error.to_string();
+            let reason = Reason::lost(&lost.error);
             lose(lost);
             drop(suspension);
             report(TransferOutcome::Fatal, Some(reason), None)
@@ -229,24 +229,36 @@ impl Attempt<'_> {
             Ok(()) => {}
             Err(NotParked::Closed) => return kept(Closing::Ended.reason(), Resumed::default()),
             Err(NotParked::Timeout) => {
-                return kept("timeout while stopping the session", Resumed::default());
+                let text = "timeout while stopping the session";
+                return kept(Reason::new(ReasonLabel::Timeout, text), Resumed::default());
             }
         }
         let transfer = match self.context.session_transfer(self.login) {
             Ok(transfer) => transfer,
-            Err(reason) => return kept(reason, Resumed::default()),
+            Err(text) => {
+                return kept(
+                    Reason::new(ReasonLabel::Unsupported, text),
+                    Resumed::default(),
+                );
+            }
         };
         if let Some(text) = self.round.unsupported() {
-            return kept(format!("server refused: {text}"), Resumed::default());
+            let text = format!("server refused: {text}");
+            return kept(
+                Reason::new(ReasonLabel::Unsupported, text),
+                Resumed::default(),
+            );
         }
         let unnamed = match self.suspension.unnamed() {
             Unnamed::None => None,
             Unnamed::Parsed(frame) => Some(frame),
             Unnamed::TooLong => {
-                return kept("unnamed statement longer than 64 KiB", Resumed::default());
+                let text = "unnamed statement longer than 64 KiB";
+                return kept(Reason::new(ReasonLabel::TooLarge, text), Resumed::default());
             }
             Unnamed::Unknown => {
-                return kept("unnamed statement unknown", Resumed::default());
+                let text = "unnamed statement unknown";
+                return kept(Reason::new(ReasonLabel::Tied, text), Resumed::default());
             }
         };
         let old = self.suspension.server();
@@ -261,14 +273,18 @@ impl Attempt<'_> {
         let mut capture = transfer.capture(&old.login, unnamed.as_deref());
         let state = match server.fetch_state(&mut *capture, self.max_state_bytes) {
             Ok(state) => state,
-            Err(NoState::Answered(BadAnswer::Obstacle(reason))) => {
-                return kept(reason, server.resumed(0));
+            Err(NoState::Answered(BadAnswer::Obstacle(text))) => {
+                return kept(Reason::new(ReasonLabel::Tied, text), server.resumed(0));
             }
             Err(NoState::Answered(bad)) => {
-                if let BadAnswer::Unsupported(unsupported) = &bad {
+                let label = if let BadAnswer::Unsupported(unsupported) = &bad {
                     self.round.note_unsupported(unsupported);
-                }
-                return kept(format!("state query: {bad}"), server.resumed(0));
+                    ReasonLabel::Unsupported
+                } else {
+                    ReasonLabel::StateQuery
+                };
+                let reason = Reason::new(label, format!("state query: {bad}"));
+                return kept(reason, server.resumed(0));
             }
             Err(NoState::LateResponse {
                 ready_for_queries,
@@ -324,9 +340,6 @@ impl Attempt<'_> {
     }
 }
 
-fn kept(reason: impl Into<String>, resumed: Resumed) -> Outcome {
-    Outcome::Kept {
-        reason: reason.into(),
-        resumed,
-    }
+fn kept(reason: Reason, resumed: Resumed) -> Outcome {
+    Outcome::Kept { reason, resumed }
 }

@@ -1,10 +1,12 @@
 //! Whatever happens is counted once, by the names that dashboards know.
 
+use std::collections::BTreeSet;
+
 use sqlpod::{Auth, Fault, Rule, Step};
 
 use crate::support::closed_port;
 use crate::support::message;
-use crate::support::metrics::{ADMIN, Scrape};
+use crate::support::metrics::{ADMIN, Scrape, http_get};
 use crate::support::pods::Pods;
 use crate::support::proxy::{Outcome, Proxy, Setup};
 use crate::support::server::Server;
@@ -12,18 +14,16 @@ use crate::support::wire::Wire;
 
 const ACCEPTED: (&str, i64) = ("proxy_sql_accepted_conns", 1);
 const OPENED: (&str, i64) = ("proxy_sql_successful_conns", 1);
-const DIALED: (&str, i64) = ("proxy_dial_tenant_latency_count", 1);
+const DIALED: (&str, i64) = ("sqlproxy_dial_seconds_count", 1);
 const RETRIED: (&str, i64) = ("proxy_dial_tenant_retries", 1);
 const LEFT: (&str, i64) = ("proxy_err_client_disconnect", 1);
 const SERVED: (&str, i64) = ("proxy_sql_conns", 1);
 
 const ASKED: (&str, i64) = ("proxy_balancer_rebalance_total", 1);
 const ATTEMPTED: (&str, i64) = ("proxy_conn_migration_attempted", 1);
-const HELD: (&str, i64) = ("proxy_conn_migration_attempted_latency_count", 1);
-const STATE: (&str, i64) = (
-    "proxy_conn_migration_transfer_response_message_size_count",
-    1,
-);
+const HELD: (&str, i64) = ("sqlproxy_transfer_hold_seconds_count", 1);
+const WAITED: (&str, i64) = ("sqlproxy_transfer_wait_seconds_count", 1);
+const STATE: (&str, i64) = ("sqlproxy_session_state_bytes_count", 1);
 
 fn start(setup: &Setup) -> (Proxy, Scrape) {
     let proxy = setup.clone().top(ADMIN).start();
@@ -194,7 +194,9 @@ fn a_transfer_and_each_of_its_outcomes() {
     let success = ("proxy_conn_migration_success", 1);
     before.wait_counted(
         &proxy,
-        &[ASKED, DIALED, ATTEMPTED, HELD, STATE, success, SERVED],
+        &[
+            ASKED, DIALED, ATTEMPTED, HELD, WAITED, STATE, success, SERVED,
+        ],
     );
 
     // The restore is refused.
@@ -207,7 +209,16 @@ fn a_transfer_and_each_of_its_outcomes() {
     let recoverable = ("proxy_conn_migration_error_recoverable", 1);
     before.wait_counted(
         &proxy,
-        &[ASKED, DIALED, ATTEMPTED, HELD, STATE, recoverable, SERVED],
+        &[
+            ASKED,
+            DIALED,
+            ATTEMPTED,
+            HELD,
+            WAITED,
+            STATE,
+            recoverable,
+            SERVED,
+        ],
     );
 
     // The old server goes away while it is asked.
@@ -219,5 +230,55 @@ fn a_transfer_and_each_of_its_outcomes() {
     client.expect_error("FATAL", "08006");
     let lost = ("proxy_err_backend_disconnect", 1);
     let fatal = ("proxy_conn_migration_error_fatal", 1);
-    before.wait_counted(&proxy, &[ASKED, ATTEMPTED, HELD, fatal, lost]);
+    before.wait_counted(&proxy, &[ASKED, ATTEMPTED, HELD, WAITED, fatal, lost]);
+}
+
+/// What an operator builds dashboards and alerts on.
+#[test]
+fn the_readme_names_every_metric_and_no_other() {
+    let readme = include_str!("../README.md");
+    let server = Server::echoing();
+    let (proxy, _) = start(&Setup::new(&[server.address(), server.address()]));
+    let _client = proxy.login("maria");
+    // So that each family has a line.
+    proxy.migrate();
+    let mut refused = ask(&proxy, &[("database", "nobody")]);
+    refused.expect_error("FATAL", "28000");
+    let (_, text) = http_get(&proxy, "/metrics");
+    let served: BTreeSet<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE "))
+        .filter_map(|line| line.split(' ').next())
+        .filter(|name| !name.starts_with("process_"))
+        .collect();
+    let section = readme.split("## Admin HTTP").nth(1).unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let words = || section.split('`').skip(1).step_by(2);
+    let named: BTreeSet<&str> = words()
+        .filter_map(|word| word.split('{').next())
+        .filter(|word| word.starts_with("sqlproxy_") || word.starts_with("proxy_"))
+        .collect();
+    // A word that begins with the ellipsis goes on from the one before it.
+    let is_named = |name: &str| {
+        named.contains(name)
+            || words().any(|word| {
+                word.strip_prefix('…')
+                    .is_some_and(|end| name.ends_with(end))
+            })
+    };
+    for name in &served {
+        assert!(is_named(name), "the README lacks {name}");
+    }
+    for name in named {
+        // Without a labelled value it has no line: nobody has a certificate here,
+        // nothing waits.
+        let may_lack = [
+            "sqlproxy_certificate_expiry_timestamp_seconds",
+            "sqlproxy_transfers_pending",
+        ];
+        assert!(
+            served.contains(name) || may_lack.contains(&name),
+            "the README invents {name}"
+        );
+    }
 }

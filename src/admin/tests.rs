@@ -7,16 +7,18 @@
 use std::io::{Read, Write};
 
 use super::*;
-use crate::metrics::Event;
 
 /// Far above what anything here takes, `CLIENT_DEADLINE` included.
 const TEST_DEADLINE: Duration = Duration::from_secs(30);
 
 fn start(readiness: Readiness) -> Admin {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let metrics = Arc::new(Metrics::new());
-    metrics.count(Event::Accepted);
-    Admin::start(listener, metrics, readiness, Arc::new(|| "{}".to_owned())).unwrap()
+    let pages = Pages {
+        readiness,
+        status: Arc::new(|| "{}".to_owned()),
+        metrics: Arc::new(|| "\nproxy_sql_accepted_conns 1\n".to_owned()),
+    };
+    Admin::start(listener, pages).unwrap()
 }
 
 fn ready() -> Readiness {

@@ -7,6 +7,7 @@ use std::time::Instant;
 use super::{Closing, Forwarder, Gate, Order, Phase, Ready, State, Ticket};
 use crate::exchange::WaitingFor;
 use crate::message::TransactionStatus;
+use crate::metrics::ReasonLabel;
 
 /// What became of an order at once.
 pub struct Ordered<S: Send + Sync + 'static, T: Ticket + 'static> {
@@ -67,6 +68,19 @@ impl fmt::Display for Obstacle {
             Self::TerminateSent => f.write_str("client leaving"),
             Self::LateResponse => f.write_str("late answer of an earlier transfer"),
             Self::PartialMessage => f.write_str("unfinished message"),
+        }
+    }
+}
+
+impl Obstacle {
+    /// For the metrics.
+    #[must_use]
+    pub(crate) const fn label(self) -> ReasonLabel {
+        match self {
+            Self::Waiting(WaitingFor::OpenTransaction) => ReasonLabel::OpenTransaction,
+            Self::ClientNotReading => ReasonLabel::ClientNotReading,
+            Self::TerminateSent => ReasonLabel::SessionEnded,
+            Self::Waiting(_) | Self::LateResponse | Self::PartialMessage => ReasonLabel::Busy,
         }
     }
 }

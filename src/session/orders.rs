@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use super::{STACK_BYTES, Session};
 use crate::disconnect::DisconnectReason;
 use crate::forwarder::{Closing, Obstacle, Ordered, Ready};
+use crate::metrics::{Reason, ReasonLabel};
 use crate::round::{Aim, Movable, Round};
 use crate::server_conn::ServerConn;
 use crate::ticket::MoveTicket;
@@ -35,13 +36,14 @@ impl Movable for Session {
         let session = Weak::clone(&self.this) as Weak<dyn RetryOrder>;
         let ticket = MoveTicket::new(round, &self.name, from, session);
         if let Err(reason) = self.transfer.session_transfer(self.config.read().login) {
-            ticket.give_up(reason);
+            ticket.give_up(Reason::new(ReasonLabel::Unsupported, reason));
             return;
         }
         match self.forwarder.order_move(ticket, Instant::now()) {
             Ok(Ordered { ready, replaced }) => {
                 if let Some(replaced) = replaced {
-                    replaced.give_up(format!("replaced by round {}", round.number()));
+                    let text = format!("replaced by round {}", round.number());
+                    replaced.give_up(Reason::new(ReasonLabel::Replaced, text));
                 }
                 if let Some(ready) = ready {
                     self.start_transfer(ready);
@@ -63,7 +65,8 @@ impl Movable for Session {
             .forwarder
             .withdraw(last_written, |ticket| Arc::ptr_eq(ticket.round(), round));
         if let Some((ticket, obstacle)) = withdrawn {
-            ticket.give_up(Waited(obstacle, round.started().elapsed()).to_string());
+            let text = Waited(obstacle, round.started().elapsed()).to_string();
+            ticket.give_up(Reason::new(obstacle.label(), text));
         }
     }
 }
@@ -148,7 +151,8 @@ impl Session {
             }) = slot.lock().take()
         {
             drop(suspension);
-            ticket.give_up(format!("no thread for the transfer: {error}"));
+            let text = format!("no thread for the transfer: {error}");
+            ticket.give_up(Reason::new(ReasonLabel::NoThread, text));
             drop(permit);
             // Ends: each time round gives one waiting order up.
             self.retry_order();

@@ -71,6 +71,15 @@ impl Identity {
     }
 }
 
+/// Until when the first certificate of a file is valid, in seconds since 1970.
+#[must_use]
+pub(crate) fn valid_until(file: &Path) -> Option<i64> {
+    let certificates = load_certificates(file).ok()?;
+    let epoch = Asn1Time::from_unix(0).ok()?;
+    let left = epoch.diff(certificates.first()?.not_after()).ok()?;
+    Some(i64::from(left.days) * 86_400 + i64::from(left.secs))
+}
+
 /// A private key as PEM: PKCS#8, PKCS#1 or SEC1.
 fn load_key(file: &Path) -> Result<PKey<Private>, BadFile> {
     let pem = read(file)?;

@@ -7,10 +7,12 @@ use std::time::Instant;
 use super::TransferContext;
 use super::state_query::{MAX_UNASKED_BYTES, answer_limit};
 use crate::authentication::Login;
-use crate::connector::Connected;
+use crate::balancer::NoTarget;
+use crate::connector::{Connected, TargetError};
 use crate::dialect::{Answer, SessionState, Turn};
 use crate::error::{Error, Peer};
 use crate::message::{BackendTag, parameter_status, process_id, rewrite_notification};
+use crate::metrics::{Reason, ReasonLabel};
 use crate::parameters::Parameters;
 use crate::server_conn::ServerConn;
 
@@ -51,7 +53,7 @@ pub(super) fn restore(
     Wanted { state, unnamed }: Wanted<'_>,
     round_started: Instant,
     limits: Limits,
-) -> Result<Restored, String> {
+) -> Result<Restored, Reason> {
     const OPERATION: &str = "restoring the session";
     let Limits {
         max_state_bytes,
@@ -69,7 +71,15 @@ pub(super) fn restore(
             round_started,
             deadline,
         )
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| {
+            let label = match &error {
+                TargetError::None(NoTarget::NoneActive) => ReasonLabel::NoTarget,
+                TargetError::None(NoTarget::NoneLeft) | TargetError::Failed { .. } => {
+                    ReasonLabel::Target
+                }
+            };
+            Reason::new(label, error.to_string())
+        })?;
     let Login {
         key,
         parameters: login,
@@ -80,7 +90,9 @@ pub(super) fn restore(
         ..
     } = connected;
     let name = Arc::clone(assignment.name());
-    let failed = |error: &dyn Display| format!("{name}: restore: {error}");
+    let failed = |error: &dyn Display| {
+        Reason::new(ReasonLabel::Restore, format!("{name}: restore: {error}"))
+    };
     let left = || deadline.saturating_duration_since(Instant::now());
     let mut reported = Parameters::default();
     let mut to_client: Vec<u8> = Vec::new();

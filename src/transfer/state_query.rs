@@ -12,6 +12,7 @@ use crate::error::{BadFrame, Error, Peer};
 use crate::forwarder::Resumed;
 use crate::frame::{Frame, FrameReader};
 use crate::message::{BackendTag, ErrorFields, ProcessId, parameter_status, rewrite_notification};
+use crate::metrics::{Reason, ReasonLabel};
 use crate::parameters::Parameters;
 
 /// Room in an answer besides the state: key, token, lengths.
@@ -37,7 +38,7 @@ pub(super) enum NoState {
     /// That many ReadyForQuery of the answer are still to come.
     LateResponse {
         ready_for_queries: usize,
-        reason: String,
+        reason: Reason,
     },
     /// `fatal` is the server's FATAL, if there was one.
     Lost { fatal: Vec<u8>, error: Error },
@@ -145,7 +146,7 @@ impl OldServer<'_> {
             let reason = if self.has_too_much_unasked() {
                 Self::too_much_unasked()
             } else if Instant::now() >= self.deadline {
-                format!("timeout while {OPERATION}")
+                Reason::new(ReasonLabel::Timeout, format!("timeout while {OPERATION}"))
             } else {
                 continue;
             };
@@ -195,7 +196,7 @@ impl OldServer<'_> {
             let reason = if self.has_too_much_unasked() {
                 Self::too_much_unasked()
             } else if Instant::now() >= self.deadline {
-                format!("timeout while {OPERATION}")
+                Reason::new(ReasonLabel::Timeout, format!("timeout while {OPERATION}"))
             } else {
                 continue;
             };
@@ -211,8 +212,9 @@ impl OldServer<'_> {
         self.to_client.len() > MAX_UNASKED_BYTES
     }
 
-    fn too_much_unasked() -> String {
-        format!("server sent more than {MAX_UNASKED_BYTES} bytes unasked")
+    fn too_much_unasked() -> Reason {
+        let text = format!("server sent more than {MAX_UNASKED_BYTES} bytes unasked");
+        Reason::new(ReasonLabel::TooLarge, text)
     }
 
     fn keep_for_client(&mut self, frame: &Frame) {
@@ -235,7 +237,7 @@ fn unread(error: Error, max_state_bytes: usize, ready_for_queries: usize) -> NoS
     match error {
         Error::Timeout { .. } => NoState::LateResponse {
             ready_for_queries,
-            reason: error.to_string(),
+            reason: Reason::new(ReasonLabel::Timeout, error.to_string()),
         },
         Error::Malformed {
             source: BadFrame::TooLong { tag, length, .. },
@@ -243,7 +245,10 @@ fn unread(error: Error, max_state_bytes: usize, ready_for_queries: usize) -> NoS
         } if BackendTag(tag) == BackendTag::DATA_ROW && length <= MAX_MESSAGE_BYTES => {
             NoState::LateResponse {
                 ready_for_queries,
-                reason: format!("session state exceeds max_state_size {max_state_bytes}"),
+                reason: Reason::new(
+                    ReasonLabel::TooLarge,
+                    format!("session state exceeds max_state_size {max_state_bytes}"),
+                ),
             }
         }
         error => NoState::Lost {

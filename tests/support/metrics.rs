@@ -50,7 +50,10 @@ impl Scrape {
     /// What has been counted since `before`, without the sums of histograms, and
     /// with every level that is not at zero.
     fn since(&self, before: &Self) -> BTreeMap<String, i64> {
-        let samples = self.0.iter().filter(|(name, _)| !name.ends_with("_sum"));
+        let is_counted = |name: &str| {
+            !name.ends_with("_sum") && !OF_THE_PROCESS.iter().any(|start| name.starts_with(start))
+        };
+        let samples = self.0.iter().filter(|(name, _)| is_counted(name));
         samples
             .map(|(name, value)| {
                 let earlier = match name.as_str() {
@@ -92,6 +95,9 @@ impl Scrape {
 }
 
 /// What goes up and down.
+/// What is counted by others, or says how the proxy is set.
+const OF_THE_PROCESS: [&str; 3] = ["process_", "sqlproxy_sessions_max", "sqlproxy_config_"];
+
 const LEVELS: [&str; 3] = [
     "proxy_sql_conns",
     "proxy_balancer_rebalance_queued",
