@@ -14,6 +14,7 @@ use crate::connection::{self, ProxyState};
 use crate::handshakes::Handshakes;
 use crate::metrics::Event;
 use crate::session::STACK_BYTES;
+use crate::wake;
 
 /// Connections that may wait for their accept: what a client pool opens at once.
 /// Beyond it the kernel drops them, and a client tries again after a second.
@@ -63,6 +64,8 @@ pub(crate) struct Acceptor {
 impl Acceptor {
     /// Until the proxy stops.
     pub(crate) fn run(self) {
+        // The sessions' threads are started from here, and inherit it.
+        wake::schedule_as_batch();
         loop {
             match self.listener.accept() {
                 Ok((stream, client)) => self.serve(stream, client),

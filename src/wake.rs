@@ -1,7 +1,8 @@
-//! Ends the system call that another of our threads is blocked in.
+//! Ends the system call that another of our threads is blocked in, and says how
+//! a thread is scheduled that wakes up.
 //!
-//! By a signal to that one thread, whose handler does nothing: what the kernel
-//! does is enough, since the call then returns `EINTR`.  The signal is SIGURG.
+//! The former by a signal to that one thread, whose handler does nothing: what
+//! the kernel does is enough, since the call then returns `EINTR`.  The signal is SIGURG.
 //! It is ignored where no handler is installed, so that a stray one ends no
 //! process, and it cannot be refused: a real-time signal is, where the user's
 //! other processes have taken all that may be pending (RLIMIT_SIGPENDING).  Go's
@@ -80,6 +81,32 @@ impl Thread {
         };
         debug_assert_eq!(sent, 0, "the thread has ended");
     }
+}
+
+/// From now on the calling thread, and each that it starts, takes no core away
+/// from a running one when it wakes up (`SCHED_BATCH`, sched(7)).
+///
+/// A message wakes a thread here and one at the peer.  Where each stops the one
+/// that woke it, before that has gone to sleep, both are switched once more.
+pub(crate) fn schedule_as_batch() {
+    let priority: libc::c_int = 0;
+    // SAFETY: asks for a number and touches no memory; 0 is the calling thread.
+    let policy = unsafe { libc::syscall(libc::SYS_sched_getscheduler, 0) };
+    if policy != libc::c_long::from(libc::SCHED_OTHER) {
+        // The operator has chosen another.
+        return;
+    }
+    // SAFETY: reads the one number that the kernel's `struct sched_param` is, which
+    // outlives the call.  It is refused only where a sandbox refuses all of the kind;
+    // the thread then goes on as it was.
+    let _ = unsafe {
+        libc::syscall(
+            libc::SYS_sched_setscheduler,
+            0,
+            libc::SCHED_BATCH,
+            &raw const priority,
+        )
+    };
 }
 
 #[cfg(test)]

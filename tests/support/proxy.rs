@@ -322,6 +322,21 @@ impl Proxy {
         self.resources()
     }
 
+    /// The names of its threads, and by which policy each is scheduled.
+    pub(crate) fn scheduling_policies(&self) -> Vec<(String, u32)> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        let stats = tasks
+            .filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("stat")).ok());
+        // proc(5): the name in parentheses, the state as field 3, the policy as field 41.
+        stats
+            .map(|stat| {
+                let (before, after) = stat.rsplit_once(") ").unwrap();
+                let name = before.split_once('(').unwrap().1.to_owned();
+                (name, after.split(' ').nth(41 - 3).unwrap().parse().unwrap())
+            })
+            .collect()
+    }
+
     /// Waits until each of its threads waits: one that turns without end never does.
     pub(crate) fn wait_asleep(&self) {
         let awake = || -> Vec<String> {
