@@ -19,6 +19,7 @@
 //! | `/readyz` is wrong or late, a backend counts as up or down and is not | health |
 //! | a server's bytes cost memory or time that they should not | hostile_servers |
 //! | a log line is forged, swollen or lost, or the log stops the proxy | logging |
+//! | a message costs more system calls | cost |
 //! | it uses a core while nothing happens | rest |
 //! | the end: SIGTERM, last messages, exit codes | shutdown |
 //! | command line, configuration errors | options, `src/config/tests.rs` |
@@ -41,6 +42,7 @@ mod admission;
 mod authentication;
 mod cancel;
 mod control;
+mod cost;
 mod crowd;
 mod dead_peers;
 mod exchange;

@@ -322,6 +322,27 @@ impl Proxy {
         self.resources()
     }
 
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The number of its one thread whose name begins with `prefix`.
+    pub(crate) fn thread(&self, prefix: &str) -> i32 {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        let named = tasks.map(Result::unwrap).find(|task| {
+            let name = std::fs::read_to_string(task.path().join("comm"));
+            name.is_ok_and(|name| name.starts_with(prefix))
+        });
+        named
+            .unwrap()
+            .file_name()
+            .to_str()
+            .unwrap()
+            .parse()
+            .unwrap()
+    }
+
     /// The names of its threads, and by which policy each is scheduled.
     pub(crate) fn scheduling_policies(&self) -> Vec<(String, u32)> {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
