@@ -1,7 +1,7 @@
 //! Listening and accepting: from the kernel's queue to a thread for each connection.
 
-use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::io::{self, Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -11,7 +11,9 @@ use socket2::{Domain, Type};
 
 use crate::config::Address;
 use crate::connection::{self, ProxyState};
+use crate::error::Refusal;
 use crate::handshakes::Handshakes;
+use crate::message::fatal_error;
 use crate::metrics::Event;
 use crate::session::STACK_BYTES;
 use crate::wake;
@@ -86,6 +88,7 @@ impl Acceptor {
             self.state.metrics.count(Event::Refused);
             self.state.metrics.client_refused("too_many_logins");
             log::warn!(conn, client:%; "connection closed: too many that are not logged in");
+            turn_away(&stream);
             return;
         };
         let state = Arc::clone(&self.state);
@@ -98,5 +101,19 @@ impl Acceptor {
             self.state.metrics.client_refused("no_thread");
             log::warn!(conn, client:%, reason:% = error; "connection closed: no thread for it");
         }
+    }
+}
+
+/// Tells a client that there is no place for it, as far as that needs no waiting: there
+/// is no thread for it either.
+fn turn_away(mut stream: &TcpStream) {
+    let refusal = Refusal::TooManyLogins;
+    let message = fatal_error(refusal.sqlstate(), &refusal.to_string());
+    if stream.set_nonblocking(true).is_ok() {
+        // Unread, its packet would make the kernel take the message back (RFC 1122,
+        // 4.2.2.13).
+        let _ = stream.read(&mut [0; 1024]).map(drop);
+        let _ = stream.write_all(&message);
+        let _ = stream.shutdown(Shutdown::Write);
     }
 }

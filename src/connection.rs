@@ -89,9 +89,7 @@ pub(crate) fn serve(
             return;
         }
     };
-    if let Place::Any(handshake) = &place {
-        handshake.set_closer(socket.read_closer());
-    }
+    place.handshake().set_closer(socket.read_closer());
     let tls = Arc::clone(&state.tls.read());
     let rules = Rules {
         client_address,
@@ -104,6 +102,7 @@ pub(crate) fn serve(
             log::debug!(conn, client:% = client_address; "connection closed before a startup packet");
         }
         Ok(Admission::Cancel { key, stream }) => {
+            place.handshake().set_waiting(false);
             cancel::serve(
                 &state.cancel_keys,
                 &state.connector,
@@ -148,10 +147,7 @@ pub(crate) fn serve(
                 user: String::new(),
                 database: String::new(),
             };
-            let error = match &place {
-                Place::Any(handshake) => told(error, handshake),
-                Place::CancelOnly(_) => error,
-            };
+            let error = told(error, place.handshake());
             refuse(state, &name, stream.as_deref(), &error);
         }
     }

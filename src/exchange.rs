@@ -5,9 +5,9 @@
 //! it is written to the server, a response when it has been read from it, so
 //! the tracker never believes the server to be done before it is.
 //!
-//! Invariant: what the tracker thinks owed is never less than what the server
-//! owes. Where the messages do not tell (see [`Exchange::response`]) it assumes
-//! the most, and lets go when a later answer proves that there was less.
+//! Invariant: the tracker never expects fewer answers than the server still sends.
+//! Where the messages do not tell (see [`Exchange::response`]) it assumes the most,
+//! and corrects itself when a later answer proves that there was less.
 //!
 //! Sources: PostgreSQL documentation, "Message Flow"; the behaviour that it
 //! leaves open (a Sync inside COPY, a Query inside a skip) was observed with
@@ -80,7 +80,7 @@ impl Default for Exchange {
 }
 
 impl Exchange {
-    /// The state after login: nothing owed, status idle, PostgreSQL's rule.
+    /// The state after login: no answer expected, status idle, PostgreSQL's rule.
     #[must_use]
     pub fn new() -> Self {
         Self::with_skip(SkipRule::ToSync)
@@ -166,7 +166,7 @@ impl Exchange {
     ///
     /// One thing the messages do not tell: whether a Sync sent into a COPY
     /// that failed was read before the failure (ignored) or after it (answered).
-    /// It counts as owed until an answer to a later request shows otherwise.
+    /// Its answer is expected until one to a later request shows otherwise.
     #[inline]
     pub fn response(&mut self, tag: BackendTag, status: Option<TransactionStatus>) {
         // By far the most frequent, and the messages around them tell all.

@@ -2,12 +2,12 @@
 //! owns the connections at this moment.
 //!
 //! The two processors ask here before they forward and report after they have
-//! written.  So one lock covers what was asked, what the server still has to answer, where both
-//! directions stand, and whether the session is open, suspended or closed: the
-//! check for the safe transfer point and the suspension are one step.
+//! written.  So one lock covers what was asked, what the server still has to
+//! answer, where both directions stand, and whether the session is open, suspended
+//! or closed: the check for the safe transfer point and the suspension are one step.
 //!
-//! Nothing here does I/O or knows of sockets; `S` is the pair of connections
-//! that a transfer swaps, `T` the order to transfer (see [`Ticket`]).  The only
+//! Nothing here does I/O or knows of sockets; `S` is the server's connection, which
+//! a transfer swaps, `T` the order to transfer (see [`Ticket`]).  The only
 //! outside effect is [`Interrupt`], the read deadline.
 //!
 //! Invariants:
@@ -94,7 +94,7 @@ pub enum Direction {
 enum Phase {
     /// Its thread has not begun.
     Starting,
-    /// It reads, and all that it has let go are whole messages.
+    /// It reads, and all that it has forwarded are whole messages.
     Between,
     /// It reads, and the rest of a message that it has begun to forward is to come.
     Inside,
@@ -138,7 +138,7 @@ impl Closing {
     }
 }
 
-/// What a response processor takes up when it is let go.
+/// What a response processor takes up when it goes on.
 #[derive(Debug, Default)]
 pub struct Resumed {
     /// Bytes of the server that have been read but not forwarded.
@@ -173,8 +173,8 @@ struct State<S, T> {
     /// A hold has lasted as long as it may; none begins until all is answered.
     hold_ran_out: bool,
     /// See [`Resumed::late_responses`].
-    late_response: bool,
-    /// A Terminate was let go: the server ends the connection, and what the
+    late_response_due: bool,
+    /// A Terminate was forwarded: the server ends the connection, and what the
     /// proxy would ask it comes too late.
     terminate_sent: bool,
     server: Arc<S>,
@@ -197,7 +197,7 @@ impl<S, T: Ticket> State<S, T> {
         self.gate == Gate::Open
             && self.request == Phase::Between
             && self.response == Phase::Between
-            && !self.late_response
+            && !self.late_response_due
             && !self.terminate_sent
             && self.exchange.is_safe()
     }
@@ -229,7 +229,7 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
                 in_transaction: None,
                 holding_batch: false,
                 hold_ran_out: false,
-                late_response: false,
+                late_response_due: false,
                 terminate_sent: false,
                 server,
                 resumed: Resumed::default(),
@@ -354,7 +354,7 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
         }
         self.interrupt.clear();
         let old = std::mem::replace(&mut state.server, server);
-        state.late_response = resumed.late_responses > 0;
+        state.late_response_due = resumed.late_responses > 0;
         // What nobody took: the response processor may have stopped too late.
         resumed.leftover.append(&mut state.resumed.leftover);
         state.resumed = resumed;

@@ -90,7 +90,7 @@ pub struct Scanned<'a> {
 /// What to do with a scanned frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// Let it go, as far as it is there.
+    /// Pass it on, as far as it is there.
     Pass,
     /// Nothing from this frame on, until the rest of it has come.
     Hold,
@@ -102,14 +102,14 @@ pub enum Verdict {
 ///
 /// Invariant: between two calls, either the last buffer ended between two
 /// frames (`inside == 0`), or `inside` bytes of a frame's body are to come that
-/// was let go before it was whole.
+/// was passed on before it was whole.
 #[derive(Debug, Default)]
 pub struct Scanner {
     inside: usize,
 }
 
 impl Scanner {
-    /// Whether part of a frame has been let go and the rest has not come yet.
+    /// Whether part of a frame has been passed on and the rest has not come yet.
     #[must_use]
     pub const fn is_inside(&self) -> bool {
         self.inside > 0
@@ -122,7 +122,7 @@ impl Scanner {
     }
 
     /// Calls `visit` for each header in `bytes` and returns how many bytes may
-    /// be let go: up to the first incomplete header or the first [`Verdict::Hold`].
+    /// be passed on: up to the first incomplete header or the first [`Verdict::Hold`].
     ///
     /// # Errors
     /// The first header that is none, or the first [`Verdict::Refuse`]; what stood

@@ -26,17 +26,37 @@ pub(crate) enum Place {
     /// It may ask for anything.
     Any(Handshake),
     /// It is served if it is a CancelRequest.
-    CancelOnly(#[expect(dead_code, reason = "held for its drop")] Permit),
+    CancelOnly(Handshake),
+}
+
+impl Place {
+    /// The connection, whatever it may ask for.
+    pub(crate) const fn handshake(&self) -> &Handshake {
+        match self {
+            Self::Any(handshake) | Self::CancelOnly(handshake) => handshake,
+        }
+    }
 }
 
 struct Entry {
     number: u64,
     address: IpAddr,
     permit: Permit,
+    cancel_only: bool,
     /// Since when the client's bytes are waited for.
     waiting: Option<Instant>,
     /// Wakes the thread that waits for them.
     closer: Option<ReadCloser>,
+}
+
+impl Entry {
+    /// Its thread finds itself evicted and tells the client.
+    fn close(self) -> Permit {
+        if let Some(closer) = self.closer {
+            closer.close_read();
+        }
+        self.permit
+    }
 }
 
 #[derive(Default)]
@@ -84,9 +104,14 @@ impl Handshakes {
     /// A place for a connection from `address`, if need be that of another one.
     #[must_use]
     pub(crate) fn enter(self: &Arc<Self>, address: IpAddr) -> Option<Place> {
-        let Some(permit) = self.connections.take().or_else(|| self.evict()) else {
-            return self.cancels.take().map(Place::CancelOnly);
-        };
+        if let Some(permit) = self.connections.take().or_else(|| self.evict()) {
+            return Some(Place::Any(self.add(address, permit, false)));
+        }
+        let permit = self.cancels.take().or_else(|| self.evict_cancel_only())?;
+        Some(Place::CancelOnly(self.add(address, permit, true)))
+    }
+
+    fn add(self: &Arc<Self>, address: IpAddr, permit: Permit, cancel_only: bool) -> Handshake {
         let mut table = self.table.lock();
         table.next += 1;
         let number = table.next;
@@ -94,37 +119,47 @@ impl Handshakes {
             number,
             address,
             permit,
+            cancel_only,
             waiting: Some(Instant::now()),
             closer: None,
         });
-        Some(Place::Any(Handshake {
+        Handshake {
             handshakes: Arc::clone(self),
             number,
-        }))
+        }
     }
 
     /// Ends a client that keeps the proxy waiting, for its place.
     fn evict(&self) -> Option<Permit> {
-        let evicted = {
-            let mut table = self.table.lock();
-            let mut held: HashMap<IpAddr, usize> = HashMap::new();
-            for entry in &table.entries {
-                *held.entry(entry.address).or_default() += 1;
-            }
-            let has_waited = |entry: &Entry| {
-                entry.closer.is_some() && entry.waiting.is_some_and(|at| at.elapsed() >= PATIENCE)
-            };
-            let entries = table.entries.iter().enumerate().rev();
-            let (index, _) = entries
-                .filter(|(_, entry)| has_waited(entry))
-                .max_by_key(|(_, entry)| held.get(&entry.address))?;
-            table.entries.remove(index)
-        };
-        // Its thread finds itself evicted and tells the client.
-        if let Some(closer) = evicted.closer {
-            closer.close_read();
+        let mut table = self.table.lock();
+        let mut held: HashMap<IpAddr, usize> = HashMap::new();
+        for entry in &table.entries {
+            *held.entry(entry.address).or_default() += 1;
         }
-        Some(evicted.permit)
+        let has_waited = |entry: &Entry| {
+            !entry.cancel_only
+                && entry.closer.is_some()
+                && entry.waiting.is_some_and(|at| at.elapsed() >= PATIENCE)
+        };
+        let entries = table.entries.iter().enumerate().rev();
+        let (index, _) = entries
+            .filter(|(_, entry)| has_waited(entry))
+            .max_by_key(|(_, entry)| held.get(&entry.address))?;
+        let evicted = table.entries.remove(index);
+        drop(table);
+        Some(evicted.close())
+    }
+
+    /// Ends the oldest client that may only cancel and has not said so.  It needs no
+    /// time for that: a CancelRequest comes with the connection.
+    fn evict_cancel_only(&self) -> Option<Permit> {
+        let mut table = self.table.lock();
+        let is_silent =
+            |entry: &Entry| entry.cancel_only && entry.closer.is_some() && entry.waiting.is_some();
+        let index = table.entries.iter().position(is_silent)?;
+        let evicted = table.entries.remove(index);
+        drop(table);
+        Some(evicted.close())
     }
 
     fn remove(&self, number: u64) -> Option<Permit> {

@@ -50,7 +50,7 @@
 //! | `Round::counts`, `Round::not_moved` | a round's outcomes | – |
 //! | `Rounds::history` | the last rounds | – |
 //! | `Session::last_transfer` | how its last order to move ended | – |
-//! | `Session::cause` | why one session ends | – |
+//! | `Session::reason` | why one session ends | – |
 //! | `TransferContext::parameters` (the processors' `Context::parameters`) | what one client was told | – |
 //! | `Balancer::backends` | backends and their sessions | – |
 //! | `Registry::entries`, `CancelKeys::keys` | who is here | – |

@@ -37,12 +37,12 @@ pub(crate) use view::SessionView;
 
 /// How long the end of a session may wait: for a processor to notice, for the
 /// client to take its last message.
-const GOODBYE: Duration = Duration::from_secs(1);
+const END_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a client's write may stand before the session's end takes it for
-/// stuck and cuts it, which leaves the client without a last word.  A machine
+/// stuck and cuts it, which leaves the client without a last message.  A machine
 /// under heavy load lets a thread wait for seconds, so this is above
-/// [`GOODBYE`]; nobody but this session waits.
-const STUCK: Duration = Duration::from_secs(5);
+/// [`END_PATIENCE`]; nobody but this session waits.
+const STUCK_WRITE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Stack of each of a session's threads; only what is used becomes resident.
 pub(crate) const STACK_BYTES: usize = 256 * 1024;
@@ -59,8 +59,8 @@ pub(crate) struct Session {
     missed_by_reload: Sender<Arc<Session>>,
     last_transfer: Mutex<Option<LastTransfer>>,
     opened: Instant,
-    /// Why it ends; the first word stands.
-    cause: Mutex<Option<DisconnectReason>>,
+    /// Why it ends; the first reason stands.
+    reason: Mutex<Option<DisconnectReason>>,
     this: Weak<Session>,
 }
 
@@ -109,7 +109,7 @@ impl Session {
             missed_by_reload: missed_by_reload.clone(),
             last_transfer: Mutex::new(None),
             opened: Instant::now(),
-            cause: Mutex::new(None),
+            reason: Mutex::new(None),
             this: Weak::clone(this),
         })
     }
@@ -174,31 +174,31 @@ impl Session {
             Ok(responses) => responses,
             Err(error) => {
                 let error = Refusal::NoThread(error.to_string()).into();
-                self.set_cause(DisconnectReason::ProcessorExit(ProcessorExit::Failed(
+                self.set_reason(DisconnectReason::ProcessorExit(ProcessorExit::Failed(
                     error,
                 )));
                 self.forwarder.exited(Direction::Response);
-                self.tell_cause();
+                self.tell_reason();
                 return;
             }
         };
         let end = processor::run_requests(&self.context(), from_client);
         self.forwarder.exited(Direction::Request);
         let client_left = matches!(end, ProcessorExit::ClientLeft { .. });
-        // Before the server hears of it: its end would be taken for the cause.
-        self.set_cause(DisconnectReason::ProcessorExit(end));
+        // Before the server hears of it: its end would be taken for the reason.
+        self.set_reason(DisconnectReason::ProcessorExit(end));
         if client_left {
             // What is on its way to the client may still arrive there.
             let server = self.forwarder.server();
             server.stream.close_write();
             let _ = self
                 .forwarder
-                .wait_exited(Direction::Response, Instant::now() + GOODBYE);
+                .wait_exited(Direction::Response, Instant::now() + END_PATIENCE);
         }
         self.close(Closing::Ended);
         let patience = match self.forwarder.closing() {
-            Some(Closing::ShutdownForced) => GOODBYE,
-            _ => STUCK,
+            Some(Closing::ShutdownForced) => END_PATIENCE,
+            _ => STUCK_WRITE_PATIENCE,
         };
         if !self
             .forwarder
@@ -209,20 +209,20 @@ impl Session {
         }
         // A processor that panicked has ended as well, its stream at any place.
         match responses.join().unwrap_or(StreamPosition::InsideMessage) {
-            StreamPosition::BetweenMessages => self.tell_cause(),
+            StreamPosition::BetweenMessages => self.tell_reason(),
             StreamPosition::AfterFatal => send_final(&self.client, &[]),
             StreamPosition::InsideMessage => {}
         }
     }
 
     fn response_ended(&self, end: ProcessorExit) {
-        self.set_cause(DisconnectReason::ProcessorExit(end));
+        self.set_reason(DisconnectReason::ProcessorExit(end));
         // First, since the other half waits for it with a limit once it is closed.
         self.forwarder.exited(Direction::Response);
         self.close(Closing::Ended);
     }
 
-    fn set_cause(&self, new: DisconnectReason) {
+    fn set_reason(&self, new: DisconnectReason) {
         // Once the proxy ends the session itself, its sockets' ends are its own doing.
         let by_shutdown = matches!(
             self.forwarder.closing(),
@@ -231,9 +231,9 @@ impl Session {
         if by_shutdown || matches!(new, DisconnectReason::ProcessorExit(ProcessorExit::Closed)) {
             return;
         }
-        let mut cause = self.cause.lock();
-        if cause.is_none() {
-            *cause = Some(new);
+        let mut reason = self.reason.lock();
+        if reason.is_none() {
+            *reason = Some(new);
         }
     }
 
@@ -249,10 +249,10 @@ impl Session {
 
     /// Tells the client why its session ends, where it does not know, and that
     /// it ends: without TLS's close_notify an end looks like an attack.
-    fn tell_cause(&self) {
-        // The cause first and the forwarder after it: never one lock under the other.
+    fn tell_reason(&self) {
+        // The reason first and the forwarder after it: never one lock under the other.
         let known = self
-            .cause
+            .reason
             .lock()
             .as_ref()
             .map(DisconnectReason::last_message);
@@ -272,10 +272,10 @@ impl Session {
     /// Counts and logs the end.
     pub(crate) fn end(&self, metrics: &Metrics, lasted: Duration) {
         self.client.shutdown();
-        let (counted, reason) = match &*self.cause.lock() {
+        let (counted, reason) = match &*self.reason.lock() {
             // Only the proxy's own end leaves none.
             None => (None, Closing::ShutdownSafe.reason().text),
-            Some(cause) => (cause.event(), cause.to_string()),
+            Some(ended) => (ended.event(), ended.to_string()),
         };
         if let Some(counted) = counted {
             metrics.count(counted);
@@ -297,7 +297,7 @@ impl Session {
 /// a socket with unread data in it would take the message back (RFC 1122,
 /// 4.2.2.13).
 pub(crate) fn send_final(client: &Stream, message: &[u8]) {
-    let deadline = Instant::now() + GOODBYE;
+    let deadline = Instant::now() + END_PATIENCE;
     if client.write_all(message, Some(deadline)).is_ok() {
         client.close_write();
         let mut ignored = Vec::with_capacity(1024);

@@ -103,7 +103,7 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
         server: &mut Arc<S>,
     ) -> Result<usize, Closed> {
         let mut state = self.state.lock();
-        // Since the session was last let go: an order holds a batch up once.
+        // Since the session went on last: an order holds a batch up once.
         let mut held = false;
         // Of the last answer, as far as this hold has seen.
         let mut progress = (state.responses_written, Instant::now());
@@ -222,7 +222,7 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
     /// Parks the request processor, whose read was interrupted, for as long as
     /// the session is suspended.  An order that came meanwhile may be the
     /// caller's to carry out: the response processor, which has looked for it
-    /// as well, may have been let go first.
+    /// as well, may have gone on first.
     ///
     /// # Errors
     /// [`Closed`].
@@ -302,6 +302,6 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
 
     /// The response processor has discarded the late answer.
     pub fn late_response_discarded(&self) {
-        self.state.lock().late_response = false;
+        self.state.lock().late_response_due = false;
     }
 }

@@ -201,7 +201,7 @@ impl<S, T: Ticket> State<S, T> {
         if self.terminate_sent {
             return Some(Obstacle::TerminateSent);
         }
-        if self.late_response {
+        if self.late_response_due {
             return Some(Obstacle::LateResponse);
         }
         let begun = |phase| matches!(phase, Phase::Inside | Phase::Writing | Phase::Starting);

@@ -65,7 +65,7 @@ impl Movable for Session {
             .forwarder
             .withdraw(last_written, |ticket| Arc::ptr_eq(ticket.round(), round));
         if let Some((ticket, obstacle)) = withdrawn {
-            let text = Waited(obstacle, round.started().elapsed()).to_string();
+            let text = WaitOver(obstacle, round.started().elapsed()).to_string();
             ticket.give_up(Reason::new(obstacle.label(), text));
         }
     }
@@ -81,7 +81,7 @@ impl Session {
 
     /// Ends the session now, because an operator wants it.
     pub(crate) fn kill(&self) {
-        self.set_cause(DisconnectReason::Killed);
+        self.set_reason(DisconnectReason::Killed);
         self.close(Closing::Ended);
     }
 
@@ -131,7 +131,7 @@ impl Session {
                     let (limits, login) = (&config.migration, config.login);
                     let before = session.backend();
                     transfer::run(ready, &session.transfer, limits, login, |lost| {
-                        session.set_cause(DisconnectReason::ServerLost(lost));
+                        session.set_reason(DisconnectReason::ServerLost(lost));
                         session.close(Closing::Ended);
                     });
                     if session.backend() != before && session.must_leave() {
@@ -161,9 +161,9 @@ impl Session {
 }
 
 /// What a session waited for, and for how long.
-struct Waited(Obstacle, Duration);
+struct WaitOver(Obstacle, Duration);
 
-impl std::fmt::Display for Waited {
+impl std::fmt::Display for WaitOver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} (waited {:.1}s)", self.0, self.1.as_secs_f64())
     }

@@ -14,9 +14,10 @@
 //!   the library say goes out behind the writer's records: they are numbered
 //!   and must keep their order;
 //! - where nobody writes, the reader sends such an answer itself, but only what
-//!   the kernel takes at once.  It never waits: a peer that sends before it
-//!   reads would wait for us as we for it.  The rest goes out with the next
-//!   read or write, and a key update's answer has to precede only our next data.
+//!   the kernel takes at once.  It never waits: a peer that does not read while
+//!   it sends would never be read either, and both would stand still.  The rest
+//!   goes out with the next read or write, and a key update's answer has to
+//!   precede only our next data.
 //!
 //! Invariant: one reader and one writer at a time, as for the socket below.
 //! Renegotiation (TLS 1.2) is not for us: PostgreSQL has done without since 9.5.

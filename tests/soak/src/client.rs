@@ -162,6 +162,10 @@ impl Client {
             self.pulse.now().what,
         );
         match trouble {
+            // No place for a newcomer at this moment, beside strangers.
+            Trouble::Fatal { code, .. } if code == "53300" => {
+                return self.board.count(self.kind, |tally| tally.retries += 1);
+            }
             Trouble::Fatal { code, .. } if code == "08006" || code == "57P01" => {}
             Trouble::Cut { inside: true, .. } => {}
             _ => return self.board.error(Some(self.kind), &text),

@@ -6,6 +6,9 @@
 //! is not the right answer in time is an error, and so is a proxy that at the end
 //! takes more from the machine than after the warm-up.
 //!
+//! With `--strangers` (`scripts/abuse`) the pods stay up, so that no session may end,
+//! and every kind of stranger is at the doors instead.
+//!
 //! The proxy is the real program, known by its log, its metrics and what the
 //! kernel tells of it. The pods are in this process, but separate from each
 //! other. `scripts/soak` builds the programs and runs this one; exit code 0
@@ -27,6 +30,7 @@ mod pipeline;
 mod pods;
 mod proxy;
 mod run;
+mod strangers;
 mod table;
 mod watch;
 mod wire;

@@ -18,10 +18,8 @@ const SCRAPE_LIMIT: Duration = Duration::from_secs(10);
 pub(crate) fn write_config(
     file: &Path,
     pods: &[(String, SocketAddr)],
-    clients: usize,
+    max_connections: usize,
 ) -> Result<()> {
-    // Lost sessions and their successors overlap.
-    let max_connections = clients * 2 + 100;
     let mut text = format!(
         "listen = \"127.0.0.1:0\"
 admin_listen = \"127.0.0.1:0\"

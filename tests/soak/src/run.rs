@@ -20,6 +20,7 @@ use crate::client::Client;
 use crate::options::Options;
 use crate::pods::{Outages, Pods};
 use crate::proxy::{self, Usage};
+use crate::strangers;
 use crate::table;
 use crate::watch::Watch;
 use crate::wire::{Trouble, Wire};
@@ -65,7 +66,13 @@ pub(crate) struct Run {
 pub(crate) fn soak(options: Options, directory: &Path, stop: Arc<AtomicBool>) -> Result<bool> {
     let pods = Pods::start(PODS, &directory.join("tenant.db"))?;
     let file = directory.join("proxy.conf");
-    proxy::write_config(&file, &pods.addresses(), options.clients)?;
+    let max_connections = match options.strangers {
+        // Strangers find no more room than they are allowed.
+        true => options.clients + 20,
+        // Lost sessions and their successors overlap.
+        false => options.clients * 2 + 100,
+    };
+    proxy::write_config(&file, &pods.addresses(), max_connections)?;
     let (events, inbox) = std::sync::mpsc::channel();
     let arguments = ["--config".to_owned(), file.display().to_string()];
     let proxy = Child::start(PROXY, PROXY, &arguments, &events)?;
@@ -81,7 +88,7 @@ pub(crate) fn soak(options: Options, directory: &Path, stop: Arc<AtomicBool>) ->
     let board = Board::new(options.clients);
     let outages = Arc::new(Outages::default());
     let mut run = Run {
-        watch: Watch::new(&board, &outages, log),
+        watch: Watch::new(&board, &outages, log, options.strangers),
         options,
         interrupted: stop,
         board,
@@ -171,7 +178,13 @@ impl Run {
         time: Duration,
     ) -> Result<(Vec<Client>, Pods)> {
         self.board.open(clients.len());
-        let killer = pods.harass(Arc::clone(&self.board), Arc::clone(&self.outages));
+        let (strangers, killer) = if self.options.strangers {
+            let strangers = strangers::send(&self.board, self.address, self.admin)?;
+            (strangers, pods.leave_alone())
+        } else {
+            let (board, outages) = (Arc::clone(&self.board), Arc::clone(&self.outages));
+            (Vec::new(), pods.harass(board, outages))
+        };
         let mut threads = Vec::new();
         for mut client in clients {
             let board = Arc::clone(&self.board);
@@ -197,6 +210,9 @@ impl Run {
         let mut back = Vec::new();
         for thread in threads {
             back.push(thread.join().map_err(|_| panicked())?);
+        }
+        for stranger in strangers {
+            stranger.join().map_err(|_| panicked())?;
         }
         Ok((back, killer.join().map_err(|_| panicked())?))
     }

@@ -27,6 +27,8 @@ pub(crate) struct Transfers {
 
 /// What the log has told.
 pub(crate) struct Watch {
+    /// Refused logins are theirs; what clients of our own meet, these tell themselves.
+    strangers: bool,
     board: Arc<Board>,
     outages: Arc<Outages>,
     pub(crate) rounds: u64,
@@ -47,8 +49,14 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    pub(crate) fn new(board: &Arc<Board>, outages: &Arc<Outages>, log: Option<File>) -> Self {
+    pub(crate) fn new(
+        board: &Arc<Board>,
+        outages: &Arc<Outages>,
+        log: Option<File>,
+        strangers: bool,
+    ) -> Self {
         Self {
+            strangers,
             board: Arc::clone(board),
             outages: Arc::clone(outages),
             rounds: 0,
@@ -147,7 +155,7 @@ impl Watch {
             .ends
             .entry(format!("at login: {}", without_numbers(reason)))
             .or_default() += 1;
-        if told && !self.outages.explain_any(Instant::now()) {
+        if told && !self.strangers && !self.outages.explain_any(Instant::now()) {
             self.board.error(None, &format!("a login failed: {line}"));
         }
         self.note_end(line);
