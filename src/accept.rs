@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use socket2::{Domain, Type};
 
+use rustix::net::{RecvFlags, recv};
+
 use crate::config::Address;
 use crate::connection::{self, ProxyState};
 use crate::error::Refusal;
@@ -16,6 +18,7 @@ use crate::handshakes::Handshakes;
 use crate::message::fatal_error;
 use crate::metrics::Event;
 use crate::session::STACK_BYTES;
+use crate::startup::is_cancel_request;
 use crate::wake;
 
 /// Connections that may wait for their accept: what a client pool opens at once.
@@ -84,7 +87,8 @@ impl Acceptor {
     fn serve(&self, stream: TcpStream, client: SocketAddr) {
         let conn = self.numbers.fetch_add(1, Ordering::Relaxed) + 1;
         self.state.metrics.count(Event::Accepted);
-        let Some(place) = self.handshakes.enter(client.ip()) else {
+        let shows_cancel = || shows_cancel(&stream);
+        let Some(place) = self.handshakes.enter(client.ip(), shows_cancel) else {
             self.state.metrics.count(Event::Refused);
             self.state.metrics.client_refused("too_many_logins");
             log::warn!(conn, client:%; "connection closed: too many that are not logged in");
@@ -102,6 +106,14 @@ impl Acceptor {
             log::warn!(conn, client:%, reason:% = error; "connection closed: no thread for it");
         }
     }
+}
+
+/// Whether a CancelRequest in clear has come with the connection: it does, where a
+/// client sends it as soon as it is connected.
+fn shows_cancel(stream: &TcpStream) -> bool {
+    let mut head = [0; 8];
+    let peeked = recv(stream, &mut head, RecvFlags::PEEK | RecvFlags::DONTWAIT);
+    peeked.is_ok_and(|(count, _)| count == head.len()) && is_cancel_request(head)
 }
 
 /// Tells a client that there is no place for it, as far as that needs no waiting: there

@@ -70,7 +70,10 @@ struct Table {
 pub(crate) struct Handshakes {
     table: Mutex<Table>,
     connections: Arc<Limit>,
+    /// For those who have shown their CancelRequest when they are accepted.
     cancels: Arc<Limit>,
+    /// For those who may yet show one.
+    silent: Arc<Limit>,
 }
 
 /// One of them; gives its place back when dropped.
@@ -86,7 +89,8 @@ impl Handshakes {
         Arc::new(Self {
             table: Mutex::default(),
             connections: Limit::new(max_connections + EXTRA_CONNECTIONS),
-            cancels: Limit::new(CANCEL_CONNECTIONS),
+            cancels: Limit::new(CANCEL_CONNECTIONS / 2),
+            silent: Limit::new(CANCEL_CONNECTIONS / 2),
         })
     }
 
@@ -98,16 +102,27 @@ impl Handshakes {
     /// Waits until no connection is left, or until `deadline`; tells which.
     #[must_use]
     pub(crate) fn wait_empty(&self, deadline: Instant) -> bool {
-        self.connections.wait_empty(deadline) && self.cancels.wait_empty(deadline)
+        [&self.connections, &self.cancels, &self.silent]
+            .iter()
+            .all(|limit| limit.wait_empty(deadline))
     }
 
     /// A place for a connection from `address`, if need be that of another one.
+    /// `shows_cancel`, asked only where there is none, tells whether a CancelRequest
+    /// has come with it.
     #[must_use]
-    pub(crate) fn enter(self: &Arc<Self>, address: IpAddr) -> Option<Place> {
+    pub(crate) fn enter(
+        self: &Arc<Self>,
+        address: IpAddr,
+        shows_cancel: impl FnOnce() -> bool,
+    ) -> Option<Place> {
         if let Some(permit) = self.connections.take().or_else(|| self.evict()) {
             return Some(Place::Any(self.add(address, permit, false)));
         }
-        let permit = self.cancels.take().or_else(|| self.evict_cancel_only())?;
+        let shown = shows_cancel().then(|| self.cancels.take()).flatten();
+        let permit = shown
+            .or_else(|| self.silent.take())
+            .or_else(|| self.evict_cancel_only())?;
         Some(Place::CancelOnly(self.add(address, permit, true)))
     }
 
@@ -241,20 +256,20 @@ mod tests {
     fn the_oldest_of_the_greediest_address_makes_room() {
         let handshakes = Handshakes::new(1);
         let (greedy, modest) = ([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
-        let lone = any(handshakes.enter(modest));
+        let lone = any(handshakes.enter(modest, || false));
         let others: Vec<_> = (0..EXTRA_CONNECTIONS)
-            .map(|_| any(handshakes.enter(greedy)))
+            .map(|_| any(handshakes.enter(greedy, || false)))
             .collect();
         // All are new: nobody is ended for another, and cancels still come.
-        let cancels: Vec<_> = (0..CANCEL_CONNECTIONS)
-            .map(|_| handshakes.enter(modest).unwrap())
+        let cancels: Vec<_> = (0..CANCEL_CONNECTIONS / 2)
+            .map(|_| handshakes.enter(modest, || false).unwrap())
             .collect();
         assert!(
             cancels
                 .iter()
                 .all(|place| matches!(place, Place::CancelOnly(_)))
         );
-        assert!(handshakes.enter(modest).is_none());
+        assert!(handshakes.enter(modest, || false).is_none());
         drop(cancels);
         age(&lone, 100);
         for other in others.iter().skip(2) {
@@ -262,7 +277,7 @@ mod tests {
         }
         // The login of one goes on, so it is the next one's turn.
         others.get(2).unwrap().set_waiting(false);
-        let newcomer = any(handshakes.enter(modest));
+        let newcomer = any(handshakes.enter(modest, || false));
         let evicted: Vec<_> = others
             .iter()
             .enumerate()

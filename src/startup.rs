@@ -202,6 +202,12 @@ impl StartupPacket {
     }
 }
 
+/// Whether a packet that begins so is a CancelRequest: length, then request code.
+#[must_use]
+pub(crate) fn is_cancel_request([_, _, _, _, code @ ..]: [u8; 8]) -> bool {
+    u32::from_be_bytes(code) == CANCEL_REQUEST
+}
+
 /// A CancelRequest as it goes over the wire; `key` is process id and secret.
 #[must_use]
 pub fn cancel_request(key: &[u8]) -> Vec<u8> {

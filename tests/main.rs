@@ -26,6 +26,7 @@
 //! | a command's answer or exit code, the status | control |
 //! | a counter or a gauge is off, the admin's HTTP | metrics, `src/admin/tests.rs` |
 //! | peers' bytes bring the proxy down | fuzz |
+//! | the machine has no threads left | exhaustion |
 //! | the map in `src/lib.rs` and the code differ | structure |
 //! | a test's own peers are wrong | support/selftest |
 
@@ -46,6 +47,7 @@ mod cost;
 mod crowd;
 mod dead_peers;
 mod exchange;
+mod exhaustion;
 mod fuzz;
 mod health;
 mod hostile_servers;

@@ -367,6 +367,13 @@ pub(crate) fn cancel(proxy: SocketAddr, key: (i32, i32)) -> Result<()> {
     match wire.next() {
         Err(Trouble::Cut { .. }) => Ok(()),
         Err(other) => Err(other),
+        // Beside strangers there may be no place for it at this moment.
+        Ok(message) if message.tag == b'E' && message.shown().contains("C53300") => {
+            Err(Trouble::Fatal {
+                code: "53300".to_owned(),
+                text: message.shown(),
+            })
+        }
         Ok(message) => wrong(format!("a cancel was answered: {}", message.shown())),
     }
 }

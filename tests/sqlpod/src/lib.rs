@@ -15,6 +15,15 @@
 //! their types. `state` and `transfer` carry a session over.
 //! Everything leaves through `output`, where `faults` strike, and `wire`.
 //!
+//! # Whose behaviour
+//! CockroachDB's, and to be kept as it is there: `transfer` and `state` (the two
+//! statements, their columns, refusals and errors), the revival token and `crdb:…`
+//! parameters in `login`, the skip after an error and the dropped Query in `session`
+//! and `extended`, `COPY` that fails on a Query.  All else is a small SQL server for
+//! the clients of the demo and the tests: `lexer`, `parser`, `translate`, `scope`,
+//! `types` and `engine` know just the SQL that these send.  `faults` is neither: it
+//! is how tests break an answer at a step.
+//!
 //! # Locks
 //! Each is a leaf, held for moments and never over I/O or SQLite: the
 //! registry (`pod`), a session's `handle` and `state`, the rules of `faults`.
