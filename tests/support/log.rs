@@ -1,114 +1,10 @@
-//! The proxy's log as the contract words it: an event, then `key=value`.
+//! A process's log, read along: lines to wait for.
 
-use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Instant;
 
-/// One line of the log, taken apart.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Line {
-    /// `INFO`, `ERROR`, ...; empty for a line that is not from the logger.
-    pub(crate) level: String,
-    /// The words before the first `key=value`.
-    pub(crate) event: String,
-    pub(crate) fields: BTreeMap<String, String>,
-    pub(crate) raw: String,
-}
-
-impl Line {
-    pub(crate) fn parse(raw: &str) -> Self {
-        let mut parts = raw.splitn(3, ' ');
-        let (_time, level) = (parts.next(), parts.next().unwrap_or_default());
-        let from_logger = ["ERROR", "WARN", "INFO", "DEBUG", "TRACE"].contains(&level);
-        let (level, mut rest) = match from_logger {
-            true => (level, parts.next().unwrap_or_default()),
-            false => ("", raw),
-        };
-        let mut event = Vec::new();
-        let mut fields = BTreeMap::new();
-        loop {
-            rest = rest.trim_start();
-            if rest.is_empty() {
-                break;
-            }
-            let word_end = rest.find(char::is_whitespace).unwrap_or(rest.len());
-            match key_length(&rest[..word_end]) {
-                Some(length) => {
-                    let (value, after) = value(&rest[length + 1..]);
-                    fields.insert(rest[..length].to_owned(), value);
-                    rest = after;
-                }
-                None => {
-                    if fields.is_empty() {
-                        event.push(&rest[..word_end]);
-                    }
-                    rest = &rest[word_end..];
-                }
-            }
-        }
-        Self {
-            level: level.to_owned(),
-            event: event.join(" "),
-            fields,
-            raw: raw.to_owned(),
-        }
-    }
-
-    pub(crate) fn is(&self, event: &str) -> bool {
-        self.event == event
-    }
-
-    /// The value of `key`.
-    ///
-    /// # Panics
-    /// If the line lacks it.
-    pub(crate) fn get(&self, key: &str) -> &str {
-        match self.fields.get(key) {
-            Some(value) => value,
-            None => panic!("no {key}= in: {}", self.raw),
-        }
-    }
-
-    pub(crate) fn number(&self, key: &str) -> u64 {
-        let value = self.get(key);
-        match value.parse() {
-            Ok(number) => number,
-            Err(error) => panic!("{key}={value} is no number ({error}) in: {}", self.raw),
-        }
-    }
-
-    /// Any further figure, such as `blocked_ms=2.1`.
-    pub(crate) fn decimal(&self, key: &str) -> f64 {
-        self.get(key).parse().expect("a decimal number")
-    }
-}
-
-/// The length of the key if `word` starts with `key=`.
-fn key_length(word: &str) -> Option<usize> {
-    let length = word.find('=')?;
-    let key = &word[..length];
-    let is_key = !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-    is_key.then_some(length)
-}
-
-/// Takes one value, quoted or bare, off the front of `text`.
-fn value(text: &str) -> (String, &str) {
-    let Some(quoted) = text.strip_prefix('"') else {
-        let end = text.find(char::is_whitespace).unwrap_or(text.len());
-        return (text[..end].to_owned(), &text[end..]);
-    };
-    let mut value = String::new();
-    let mut characters = quoted.char_indices();
-    while let Some((at, character)) = characters.next() {
-        match character {
-            '"' => return (value, &quoted[at + 1..]),
-            '\\' => value.extend(characters.next().map(|(_, escaped)| escaped)),
-            other => value.push(other),
-        }
-    }
-    panic!("unfinished quote in: {text}");
-}
+pub(crate) use demo::log_line::Line;
 
 /// A process's output, read on a thread of its own and kept.
 #[derive(Clone, Default)]
@@ -195,17 +91,4 @@ impl Log {
         let raw: Vec<_> = lines.iter().map(|line| line.raw.as_str()).collect();
         raw.join("\n")
     }
-}
-
-#[test]
-fn takes_a_line_apart() {
-    let line = Line::parse(
-        "2026-01-01T00:00:00.123Z WARN transfer finished conn=7 \
-         outcome=recoverable reason=\"it said \\\"no\\\"\" blocked_ms=2.1",
-    );
-    assert_eq!(line.level, "WARN");
-    assert!(line.is("transfer finished"));
-    assert_eq!(line.number("conn"), 7);
-    assert_eq!(line.get("reason"), "it said \"no\"");
-    assert!((line.decimal("blocked_ms") - 2.1).abs() < f64::EPSILON);
 }

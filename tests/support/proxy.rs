@@ -108,8 +108,8 @@ impl Transfer {
             _ => panic!("unknown outcome: {}", line.raw),
         };
         // Promised with every outcome.
-        line.decimal("waited_ms");
-        line.decimal("blocked_ms");
+        let _ = line.decimal("waited_ms");
+        let _ = line.decimal("blocked_ms");
         assert_eq!(
             line.fields.contains_key("reason"),
             outcome != Outcome::Success,

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use demo::children::Crew;
-use demo::log_line::{event, value};
+use demo::log_line::Line;
 use demo::{Result, Stop, failed};
 use procfs::process::{FDTarget, Process};
 use rustix::process::Signal;
@@ -100,12 +100,12 @@ impl<'a> Act<'a> {
             let pid = self
                 .crew
                 .start(&pod.name, "sqlpod", &arguments.map(str::to_owned))?;
-            wait_until_listening(&mut self.crew, &pod.name, "sqlpod listening ")?;
+            wait_until_listening(&mut self.crew, &pod.name, "sqlpod listening")?;
             show.say(&format!("{:<9} {}   pid {pid}", pod.name, pod.address));
         }
         let arguments = ["--config".to_owned(), config.display().to_string()];
         self.proxy_pid = self.crew.start(PROXY, PROXY, &arguments)?;
-        wait_until_listening(&mut self.crew, PROXY, "listening ")?;
+        wait_until_listening(&mut self.crew, PROXY, "listening")?;
         show.say(&format!(
             "{PROXY:<9} {}   pid {}",
             self.settings.listen, self.proxy_pid
@@ -125,7 +125,7 @@ impl<'a> Act<'a> {
             let deadline = Instant::now() + PATIENCE;
             while !self
                 .proxy_line(deadline, "the line of an opened session")?
-                .starts_with("session opened ")
+                .is("session opened")
             {}
         }
         for session in &self.sessions {
@@ -157,24 +157,23 @@ impl<'a> Act<'a> {
         let mut moved = 0;
         while moved < idle {
             let line = self.proxy_line(deadline, "the idle sessions' transfers")?;
-            if line.starts_with("transfer finished ") {
+            if line.is("transfer finished") {
                 moved += 1;
-            } else if line.starts_with("migration round finished ") {
+            } else if line.is("migration round finished") {
                 return failed("the round ended before the transaction did");
             }
         }
         // The round tells its progress once a second while somebody is waiting.
         let waiting = loop {
             let line = self.proxy_line(deadline, "the progress line of the round")?;
-            if line.starts_with("migration round=") {
+            if line.is("migration") {
                 break line;
             }
-            if line.starts_with("migration round finished ") {
+            if line.is("migration round finished") {
                 return failed("the round ended before the transaction did");
             }
         };
-        let problem =
-            (value(&waiting, "waiting") != Some("1")).then_some("that is not what it says");
+        let problem = (waiting.value("waiting") != Some("1")).then_some("that is not what it says");
         self.show.check(
             &format!("{idle} sessions have moved, 1 is inside a transaction and waited for"),
             problem,
@@ -217,13 +216,12 @@ impl<'a> Act<'a> {
         let deadline = committed + PATIENCE;
         let transfer = loop {
             let line = self.proxy_line(deadline, "the transfer after the COMMIT")?;
-            if line.starts_with("transfer finished ") {
+            if line.is("transfer finished") {
                 break line;
             }
         };
         let took = committed.elapsed().as_millis();
-        let problem =
-            (value(&transfer, "user") != Some(name)).then_some("that was another session");
+        let problem = (transfer.value("user") != Some(name)).then_some("that was another session");
         self.show.check(
             &format!("{name} moved {took} ms after COMMIT was sent"),
             problem,
@@ -240,12 +238,12 @@ impl<'a> Act<'a> {
 
         let summary = loop {
             let line = self.proxy_line(deadline, "the summary of the round")?;
-            if line.starts_with("migration round finished ") {
+            if line.is("migration round finished") {
                 break line;
             }
         };
         let all = self.sessions.len().to_string();
-        let problem = (value(&summary, "success") != Some(all.as_str()))
+        let problem = (summary.value("success") != Some(all.as_str()))
             .then_some("that is not what the summary says");
         self.show.check(
             &format!("all {all} sessions have moved in this round"),
@@ -322,7 +320,7 @@ impl<'a> Act<'a> {
                 Err(Stop::Failed(_)) if Instant::now() >= far => continue,
                 Err(stop) => return Err(stop),
             };
-            if line.starts_with("migration round finished ") {
+            if line.is("migration round finished") {
                 // A reload moves only those on a pod that is to be emptied.
                 self.check_sessions(false)?;
             }
@@ -330,19 +328,20 @@ impl<'a> Act<'a> {
     }
 
     /// The next line that the proxy logs in the promised words; shown as well.
-    fn proxy_line(&mut self, deadline: Instant, expecting: &str) -> Result<String> {
+    fn proxy_line(&mut self, deadline: Instant, expecting: &str) -> Result<Line> {
         loop {
             let (child, text) = self.crew.next_line(deadline, expecting)?;
             if child != PROXY {
                 continue;
             }
-            if let Some(line) = event(&text) {
-                if line.starts_with("admin listening ") {
-                    self.has_admin = true;
-                    continue;
+            let line = Line::parse(&text);
+            match line.event.as_str() {
+                "admin listening" => self.has_admin = true,
+                event if PROMISED.contains(&event) => {
+                    self.show.log(line.shown());
+                    return Ok(line);
                 }
-                self.show.log(line);
-                return Ok(line.to_owned());
+                _ => {}
             }
         }
     }
@@ -355,11 +354,22 @@ impl<'a> Act<'a> {
     }
 }
 
+/// The events that the watcher is shown.
+const PROMISED: [&str; 7] = [
+    "listening",
+    "session opened",
+    "session closed",
+    "transfer finished",
+    "migration",
+    "migration round started",
+    "migration round finished",
+];
+
 fn wait_until_listening(crew: &mut Crew, name: &str, word: &str) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let (child, text) = crew.next_line(deadline, &format!("{name} to listen"))?;
-        if child == name && event(&text).is_some_and(|line| line.starts_with(word)) {
+        if child == name && Line::parse(&text).is(word) {
             return Ok(());
         }
     }

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use demo::children::{Child, Event};
-use demo::log_line::{event, value};
+use demo::log_line::Line;
 use demo::{Result, Stop, failed};
 use rustix::process::Signal;
 
@@ -134,17 +134,15 @@ fn addresses(inbox: &Receiver<Event>) -> Result<(SocketAddr, SocketAddr)> {
                 return failed("the proxy does not begin to listen");
             }
         };
-        let Some(line) = event(&line) else {
-            eprintln!("{line}");
+        let line = Line::parse(&line);
+        let Some(address) = line.value("address") else {
+            eprintln!("{}", line.raw);
             continue;
         };
-        let Some(address) = value(line, "address") else {
-            continue;
-        };
-        if line.starts_with("admin listening ") {
-            admin = Some(address.parse()?);
-        } else if line.starts_with("listening ") {
-            clients = Some(address.parse()?);
+        match line.event.as_str() {
+            "admin listening" => admin = Some(address.parse()?),
+            "listening" => clients = Some(address.parse()?),
+            _ => {}
         }
     }
 }

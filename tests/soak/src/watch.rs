@@ -7,7 +7,7 @@ use std::io::{BufWriter, Write as _};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use demo::log_line::{event, value};
+use demo::log_line::Line;
 
 use crate::board::{Board, Loss};
 use crate::pods::Outages;
@@ -86,62 +86,62 @@ impl Watch {
         if let Some((_, warning)) = line.split_once(" WARN ") {
             *self.warnings.entry(without_numbers(warning)).or_default() += 1;
         }
-        let refused = line.contains("connection refused ") || line.contains("login refused ");
-        let before = line.contains("connection closed before a session ");
-        match event(line) {
-            Some(line) if line.starts_with("transfer finished ") => self.transfer(line),
-            Some(line) if line.starts_with("migration round finished ") => self.round(line),
-            Some(line) if line.starts_with("session closed ") => self.closed(line),
-            _ if refused || before => self.refused(line, refused),
+        let line = Line::parse(line);
+        match line.event.as_str() {
+            "transfer finished" => self.transfer(&line),
+            "migration round finished" => self.round(&line),
+            "session closed" => self.closed(&line),
+            "connection refused" | "login refused by server" => self.refused(&line, true),
+            "connection closed before a session" => self.refused(&line, false),
             _ => {}
         }
     }
 
-    fn transfer(&mut self, line: &str) {
-        let outcome = value(line, "outcome").unwrap_or_default();
+    fn transfer(&mut self, line: &Line) {
+        let outcome = line.value("outcome").unwrap_or_default();
         match outcome {
             "success" => self.transfers.success += 1,
             "recoverable" => self.transfers.recoverable += 1,
             "fatal" => {
                 self.transfers.fatal += 1;
-                let from = value(line, "from").unwrap_or_default();
+                let from = line.value("from").unwrap_or_default();
                 if !self.outages.explain(from, Instant::now()) {
-                    let text = format!("fatal, but {from} was not killed: {line}");
+                    let text = format!("fatal, but {from} was not killed: {}", line.raw);
                     self.board.error(None, &text);
                 }
             }
             _ => self
                 .board
-                .error(None, &format!("an unknown outcome: {line}")),
+                .error(None, &format!("an unknown outcome: {}", line.raw)),
         }
-        if let Some(reason) = value(line, "reason") {
+        if let Some(reason) = line.value("reason") {
             let reason = format!("{outcome}: {}", without_numbers(reason));
             *self.reasons.entry(reason).or_default() += 1;
         }
-        let blocked = value(line, "blocked_ms").and_then(|text| text.parse().ok());
+        let blocked = line.value("blocked_ms").and_then(|text| text.parse().ok());
         self.longest_block_ms = self.longest_block_ms.max(blocked.unwrap_or(0.0));
     }
 
-    fn round(&mut self, line: &str) {
+    fn round(&mut self, line: &Line) {
         self.rounds += 1;
-        let number = |key| value(line, key)?.parse::<u64>().ok();
+        let number = |key| line.value(key)?.parse::<u64>().ok();
         let outcomes = ["success", "recoverable", "fatal"].map(number);
         let sum = outcomes.iter().copied().sum::<Option<u64>>();
         if sum.is_none() || sum != number("sessions") {
             self.board
-                .error(None, &format!("a round that does not add up: {line}"));
+                .error(None, &format!("a round that does not add up: {}", line.raw));
         }
     }
 
-    fn closed(&mut self, line: &str) {
-        let reason = value(line, "reason").unwrap_or_default();
+    fn closed(&mut self, line: &Line) {
+        let reason = line.value("reason").unwrap_or_default();
         *self.ends.entry(without_numbers(reason)).or_default() += 1;
         if !reason.starts_with("server") {
             return;
         }
-        let pod = value(line, "backend").unwrap_or_default();
+        let pod = line.value("backend").unwrap_or_default();
         if !self.outages.explain(pod, Instant::now()) {
-            let text = format!("a session was lost, but {pod} was not killed: {line}");
+            let text = format!("a session was lost, but {pod} was not killed: {}", line.raw);
             self.board.error(None, &text);
         }
         self.note_end(line);
@@ -149,20 +149,21 @@ impl Watch {
 
     /// A login that came to nothing: explained by any pod's end, since it may
     /// have been tried on several.
-    fn refused(&mut self, line: &str, told: bool) {
-        let reason = value(line, "reason").unwrap_or_default();
+    fn refused(&mut self, line: &Line, told: bool) {
+        let reason = line.value("reason").unwrap_or_default();
         *self
             .ends
             .entry(format!("at login: {}", without_numbers(reason)))
             .or_default() += 1;
         if told && !self.strangers && !self.outages.explain_any(Instant::now()) {
-            self.board.error(None, &format!("a login failed: {line}"));
+            self.board
+                .error(None, &format!("a login failed: {}", line.raw));
         }
         self.note_end(line);
     }
 
-    fn note_end(&mut self, line: &str) {
-        if let Some(client) = value(line, "client") {
+    fn note_end(&mut self, line: &Line) {
+        if let Some(client) = line.value("client") {
             self.ended.insert(client.to_owned(), Instant::now());
         }
     }
@@ -197,7 +198,7 @@ impl Watch {
         let client = format!(" client={local} ");
         let mut lines = self.recent.iter().rev();
         let line = lines.find(|line| line.contains(&client))?;
-        value(line, "conn").map(str::to_owned)
+        Line::parse(line).value("conn").map(str::to_owned)
     }
 
     /// The last lines that speak of that session.
