@@ -1,9 +1,11 @@
-//! A machine that has no more threads to give: what that costs, and that it passes.
+//! A machine that has no more threads or descriptors to give: what that costs, and that
+//! it passes.
 //!
 //! RLIMIT_NPROC does not bind root, so the proxy runs as a user of its own where the
 //! tests are root's (setrlimit(2)).
 
 use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -34,7 +36,15 @@ impl Limited {
         let open = |name: &str, mode| {
             std::fs::set_permissions(path(name), std::fs::Permissions::from_mode(mode)).unwrap();
         };
-        std::fs::copy(env!("CARGO_BIN_EXE_sqlproxy"), path("sqlproxy")).unwrap();
+        // By a process of its own: a child that another test starts meanwhile would
+        // have the file open for writing, and nobody could run it (ETXTBSY).
+        let copied = Command::new("cp")
+            .args([
+                env!("CARGO_BIN_EXE_sqlproxy").as_ref(),
+                path("sqlproxy").as_os_str(),
+            ])
+            .status();
+        assert!(copied.unwrap().success());
         std::fs::write(path("proxy.conf"), configuration).unwrap();
         open("", 0o755);
         open("sqlproxy", 0o755);
@@ -77,19 +87,37 @@ impl Limited {
 
     /// No thread beyond those that are there, or as many as before.
     fn allow_threads(&self, allowed: bool) {
-        // The soft limit, which the user itself may lower and raise.
-        let most = getrlimit(Resource::Nproc).maximum;
-        let limit = match (allowed, most) {
-            (false, _) => "1".to_owned(),
-            (true, Some(most)) => most.to_string(),
-            (true, None) => "unlimited".to_owned(),
+        let most = if allowed {
+            shown(Resource::Nproc)
+        } else {
+            "1".to_owned()
         };
+        self.limit(&format!("--nproc={most}:"));
+    }
+
+    /// No descriptor beyond those that are there, or as many as before.
+    fn allow_descriptors(&self, allowed: bool) {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap();
+        let most = match allowed {
+            true => shown(Resource::Nofile),
+            false => open.count().to_string(),
+        };
+        self.limit(&format!("--nofile={most}:"));
+    }
+
+    /// Sets a soft limit, which the user itself may lower and raise.
+    fn limit(&self, option: &str) {
         let mut command = Command::new("prlimit");
-        command.args(["--pid", &self.child.id().to_string()]);
-        command.arg(format!("--nproc={limit}:"));
+        command.args(["--pid", &self.child.id().to_string(), option]);
         as_user(&mut command);
         assert!(command.status().unwrap().success());
     }
+}
+
+/// The hard limit, which the proxy inherits.
+fn shown(resource: Resource) -> String {
+    let most = getrlimit(resource).maximum;
+    most.map_or("unlimited".to_owned(), |most| most.to_string())
 }
 
 /// Where the tests are root's.
@@ -106,19 +134,62 @@ impl Drop for Limited {
     }
 }
 
-#[test]
-fn without_threads_nothing_is_lost_and_nothing_begins() {
+fn three_sessions() -> (Limited, SocketAddr, Vec<Wire>, [Server; 2]) {
     let servers = [Server::echoing(), Server::echoing()];
     let setup = Setup::new(&servers.each_ref().map(Server::address));
-    // Threads of other users' would count against a machine's limits.
-    let mut proxy = Limited::start(&setup.top("max_connections = 20").text());
+    // Threads of other users would count against a machine's limits.
+    let proxy = Limited::start(&setup.top("max_connections = 20").text());
     let listening = proxy.wait(" listening ");
     let address = listening.split_once("address=").unwrap().1.trim();
     let address = address.parse().unwrap();
-    let mut clients: Vec<_> = (0..3).map(|_| Wire::login(address, "maria")).collect();
+    let clients: Vec<_> = (0..3).map(|_| Wire::login(address, "maria")).collect();
     for _ in &clients {
         proxy.wait("session opened");
     }
+    (proxy, address, clients, servers)
+}
+
+#[test]
+fn without_descriptors_sessions_stay_and_newcomers_wait() {
+    let (proxy, address, mut clients, _servers) = three_sessions();
+    proxy.allow_descriptors(false);
+    let mut waiting = Wire::connect(address);
+    waiting.send(&message::startup(message::VERSION_3_0, &[("user", "late")]));
+    proxy.wait("cannot accept a connection");
+    proxy.signal(Signal::USR1);
+    for _ in &clients {
+        let transfer = proxy.wait("transfer finished");
+        assert!(transfer.contains("outcome=recoverable"), "{transfer}");
+        assert!(transfer.contains("too many open files"), "{transfer}");
+    }
+    for client in &mut clients {
+        assert_eq!(client.value("SELECT 1"), "SELECT 1");
+    }
+    proxy.allow_descriptors(true);
+    // It had its own descriptor at last, and perhaps none for its server yet.
+    let answer = waiting.receive();
+    assert!(
+        answer.tag == b'R' || answer.field('C') == "08001",
+        "{answer:?}"
+    );
+    drop(waiting);
+    if answer.tag == b'R' {
+        proxy.wait("session closed");
+    }
+    let mut late = Wire::login(address, "late");
+    assert_eq!(late.value("SELECT 2"), "SELECT 2");
+    proxy.wait("user=late");
+    proxy.signal(Signal::USR1);
+    let finished = proxy.wait("migration round finished round=2");
+    assert!(finished.contains("recoverable=0 fatal=0"), "{finished}");
+    for client in &mut clients {
+        assert_eq!(client.value("SELECT 3"), "SELECT 3");
+    }
+}
+
+#[test]
+fn without_threads_nothing_is_lost_and_nothing_begins() {
+    let (mut proxy, address, mut clients, _servers) = three_sessions();
     proxy.allow_threads(false);
     // A client that cannot be served is let go, a round does not begin, and each
     // says so in one line; twice, so that nothing is left behind by the first.
