@@ -10,7 +10,7 @@
 
 mod commands;
 pub(crate) mod protocol;
-mod table;
+pub(crate) mod table;
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
@@ -123,13 +123,18 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
                 "it is a file of another kind",
             ));
         }
-        Ok(_) if UnixStream::connect(path).is_ok() => {
-            return Err(io::Error::new(
-                ErrorKind::AddrInUse,
-                "another sqlproxy listens there",
-            ));
-        }
-        Ok(_) => fs::remove_file(path)?,
+        // Nobody listens: a proxy that was killed has left it. Anything else, such as
+        // a socket that may not be opened, is not ours to take.
+        Ok(_) => match UnixStream::connect(path) {
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path)?,
+            Err(error) => return Err(error),
+            Ok(_) => {
+                return Err(io::Error::new(
+                    ErrorKind::AddrInUse,
+                    "another sqlproxy listens there",
+                ));
+            }
+        },
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }

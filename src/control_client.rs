@@ -8,6 +8,7 @@ use std::path::Path;
 
 use crate::config::Config;
 use crate::control::protocol::{Command, Done, Reply};
+use crate::control::table::is_active;
 
 /// How an answer is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +51,7 @@ pub fn ask(config: &Path, command: &Command, format: Format) -> Result<u8, Strin
                 progress.clear();
                 let shown = match format {
                     Format::Text => text,
-                    Format::Json => format!("{json}\n"),
+                    Format::Json => format!("{}\n", printable_json(&json)),
                 };
                 // A reader that has gone, as `head` does, has what it wanted.
                 let _ = std::io::stdout().write_all(shown.as_bytes());
@@ -59,6 +60,20 @@ pub fn ask(config: &Path, command: &Command, format: Format) -> Result<u8, Strin
         }
     }
     Err(format!("{}: closed without an answer", path.display()))
+}
+
+/// JSON whose strings hold nothing that a terminal would act on, and mean the same
+/// (RFC 8259, section 7).
+fn printable_json(json: &serde_json::Value) -> String {
+    let mut shown = String::new();
+    for c in json.to_string().chars() {
+        match is_active(c) {
+            // All of these are in the basic plane.
+            true => shown.push_str(&format!("\\u{:04x}", u32::from(c))),
+            false => shown.push(c),
+        }
+    }
+    shown
 }
 
 /// One line on a terminal that the next one replaces.

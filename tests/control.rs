@@ -6,9 +6,12 @@ use std::process::Output;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::support::gate::Gate;
+use crate::support::message::{self, VERSION_3_0};
 use crate::support::metrics::{ADMIN, http_get};
 use crate::support::pods::Pods;
 use crate::support::proxy::{Proxy, Setup, command};
+use crate::support::server::Server;
 use crate::support::wire::Wire;
 
 /// A proxy with a control socket, and its file for the commands.
@@ -112,7 +115,7 @@ fn sessions_are_listed_with_what_keeps_them() {
     let controlled = Controlled::start(2);
     let mut idle = Wire::connect(controlled.proxy.address());
     idle.start(&[
-        ("user", "eve\u{1b}[2J"),
+        ("user", "eve\u{1b}[2J\u{9b}31m\u{7f}\u{202e}"),
         ("database", "defaultdb"),
         ("application_name", "billing"),
     ]);
@@ -125,16 +128,19 @@ fn sessions_are_listed_with_what_keeps_them() {
     assert_eq!(sessions.len(), 2);
     let states: Vec<_> = sessions.iter().map(|s| &s["state"]).collect();
     assert_eq!(states, ["idle", "transaction"]);
-    assert_eq!(sessions[0]["user"], "eve\u{1b}[2J");
+    assert_eq!(sessions[0]["user"], "eve\u{1b}[2J\u{9b}31m\u{7f}\u{202e}");
     assert_eq!(sessions[0]["application"], "billing");
     assert_eq!(sessions[0]["cannot_move_because"], Value::Null);
     assert_eq!(sessions[1]["cannot_move_because"], "open transaction");
     assert!(sessions[1]["transaction_seconds"].is_number());
     let own = busy.socket().local_addr().unwrap().to_string();
     assert_eq!(sessions[1]["client"], own.as_str());
-    let (_, text) = controlled.ask(&["sessions"]);
-    assert!(text.contains("open transaction"), "{text}");
-    assert!(!text.contains('\u{1b}'), "{text:?}");
+    for format in [&["sessions"] as &[_], &["sessions", "--json"]] {
+        let (_, text) = controlled.ask(format);
+        assert!(text.contains("open transaction"), "{text}");
+        let active = ['\u{1b}', '\u{9b}', '\u{7f}', '\u{202e}'];
+        assert!(!text.contains(active), "{text:?}");
+    }
     let home = sessions[1]["backend"].as_str().unwrap();
     let (_, here) = controlled.ask_json(&["sessions", "--backend", home]);
     assert_eq!(here.as_array().unwrap().len(), 1);
@@ -261,4 +267,45 @@ fn who_cannot_be_asked_is_said() {
     let (code, text) = ask(&["status"]);
     assert_eq!(code, 2);
     assert!(text.contains("control_socket: expected a path"), "{text}");
+}
+
+/// What logs in there would be cut by whoever stops a backend that is called drained.
+#[test]
+fn a_backend_is_not_drained_while_a_login_is_on_its_way_there() {
+    let gate = Gate::default();
+    let until = gate.clone();
+    let slow = Server::start(move |mut end| {
+        until.wait();
+        end.welcome();
+        end.echo();
+    });
+    let fast = Server::echoing();
+    let directory = TempDir::new().unwrap();
+    let socket = directory.path().join("control.sock");
+    let setup = Setup::new(&[slow.address(), fast.address()])
+        .top(&format!("control_socket = \"{}\"", socket.display()))
+        .patient();
+    let proxy = setup.start();
+    let file = directory.path().join("proxy.conf");
+    std::fs::write(&file, setup.text()).unwrap();
+    let drain = || {
+        let output = command()
+            .arg("--config")
+            .arg(&file)
+            .args(["drain", "pod-0", "--wait", "200ms", "--json"])
+            .output();
+        let (code, text) = said(&output.unwrap());
+        (code, serde_json::from_str::<Value>(&text).unwrap())
+    };
+    let mut client = Wire::connect(proxy.address());
+    client.send(&message::startup(VERSION_3_0, &[("user", "maria")]));
+    slow.wait_session();
+    let (code, left) = drain();
+    assert_eq!((code, &left["arriving"]), (1, &json!(1)), "{left}");
+    gate.open();
+    client.expect(b'R');
+    client.receive_greeting();
+    // It is moved as soon as it has arrived.
+    proxy.wait_log(0, |line| line.is("transfer finished"));
+    assert_eq!(drain().0, 0);
 }

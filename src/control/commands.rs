@@ -21,6 +21,9 @@ const PROGRESS: Duration = Duration::from_secs(1);
 /// Before the sessions that a drain's round left behind are asked again.
 const DRAIN_RETRY: Duration = Duration::from_secs(2);
 
+/// Between two looks at logins and moves that are under way to a draining backend.
+const ARRIVAL_LOOK: Duration = Duration::from_millis(50);
+
 /// What a command works with.
 pub(super) struct Running<'a> {
     pub(super) state: &'a ProxyState,
@@ -313,14 +316,20 @@ fn drain(running: &mut Running<'_>, name: &str, wait: Option<Duration>) -> Done 
     let deadline = began + wait;
     loop {
         let left = sessions_on(state, name);
-        if left.is_empty() {
+        // Logins and moves on their way there count as well.
+        let placed = placed_on(state, name);
+        if left.is_empty() && placed == 0 {
             let text = format!("backend {name} is drained\n");
             let json = json!({ "backend": name, "drained": true, "sessions": 0 });
             return done(0, text, json);
         }
         let now = Instant::now();
         if now >= deadline {
-            return not_drained(name, &sessions(&left));
+            return not_drained(name, &sessions(&left), placed);
+        }
+        if left.is_empty() {
+            std::thread::sleep(ARRIVAL_LOOK.min(deadline - now));
+            continue;
         }
         let Some(round) = start_round(running, left, Aim::EmptyDraining, Some(deadline - now))
         else {
@@ -340,7 +349,14 @@ fn drain(running: &mut Running<'_>, name: &str, wait: Option<Duration>) -> Done 
     }
 }
 
-fn not_drained(name: &str, left: &[SessionStatus]) -> Done {
+/// Sessions on a backend, and logins and moves on their way there.
+fn placed_on(state: &ProxyState, name: &str) -> usize {
+    let backends = state.connector.balancer().view();
+    let named = backends.iter().filter(|backend| &*backend.name == name);
+    named.map(|backend| backend.sessions).sum()
+}
+
+fn not_drained(name: &str, left: &[SessionStatus], placed: usize) -> Done {
     let rows: Vec<_> = left.iter().map(session_row).collect();
     let heads = [
         "CONN",
@@ -352,15 +368,23 @@ fn not_drained(name: &str, left: &[SessionStatus]) -> Done {
         "SINCE",
         "CANNOT MOVE BECAUSE",
     ];
-    let text = format!(
-        "backend {name} is not drained, {} sessions are left:\n\n{}",
-        left.len(),
-        table(&heads, &rows)
+    let arriving = placed.saturating_sub(left.len());
+    let mut text = format!(
+        "backend {name} is not drained, {} sessions are left",
+        left.len()
     );
+    if arriving > 0 {
+        text.push_str(&format!(", {arriving} logins or moves are under way there"));
+    }
+    text.push('\n');
+    if !left.is_empty() {
+        text.push_str(&format!("\n{}", table(&heads, &rows)));
+    }
     let json = json!({
         "backend": name,
         "drained": false,
         "sessions": left.len(),
+        "arriving": arriving,
         "left": serde_json::to_value(left).unwrap_or_default(),
     });
     done(1, text, json)

@@ -42,7 +42,7 @@ pub(super) fn table(heads: &[&str], rows: &[Vec<String>]) -> String {
 pub(super) fn printable(text: &str, most: usize) -> String {
     let shown: String = text
         .chars()
-        .flat_map(|c| match c.is_control() || is_invisible(c) {
+        .flat_map(|c| match is_active(c) {
             true => c.escape_unicode().collect::<Vec<_>>(),
             false => vec![c],
         })
@@ -54,6 +54,11 @@ pub(super) fn printable(text: &str, most: usize) -> String {
         }
         None => shown,
     }
+}
+
+/// What a terminal acts on instead of showing it.
+pub(crate) const fn is_active(c: char) -> bool {
+    c.is_ascii_control() || matches!(c, '\u{80}'..='\u{9f}') || is_invisible(c)
 }
 
 /// What reorders or hides the text around it (Unicode, "Bidirectional Algorithm").

@@ -214,6 +214,14 @@ impl Server {
         self.address
     }
 
+    /// Waits until a connection has sent its startup packet.
+    pub(crate) fn wait_session(&self) {
+        super::poll_kernel(
+            || *self.sessions.lock().unwrap() > 0,
+            || "nobody has come".to_owned(),
+        );
+    }
+
     /// The key given to the latest connection.
     pub(crate) fn last_key(&self) -> BackendKey {
         key_of(*self.sessions.lock().unwrap() - 1)
