@@ -10,6 +10,7 @@ use crate::support::gate::Gate;
 use crate::support::message::{self, VERSION_3_0};
 use crate::support::metrics::{ADMIN, http_get};
 use crate::support::pods::Pods;
+use crate::support::poll_kernel;
 use crate::support::proxy::{Proxy, Setup, command};
 use crate::support::server::Server;
 use crate::support::wire::Wire;
@@ -79,6 +80,19 @@ fn the_status_has_the_keys_that_were_promised() {
     let controlled = Controlled::start(2);
     let _clients: Vec<_> = (0..3).map(|_| controlled.proxy.login("maria")).collect();
     controlled.proxy.migrate().assert_all_moved(3);
+    // A place is given back when both directions of its session have let go of it.
+    poll_kernel(
+        || {
+            let (_, body) = http_get(&controlled.proxy, "/status");
+            let status: Value = serde_json::from_str(&body).unwrap();
+            let backends = status["backends"].as_array().unwrap();
+            let sessions = backends
+                .iter()
+                .filter_map(|backend| backend["sessions"].as_u64());
+            sessions.sum::<u64>() == 3
+        },
+        || "sessions are counted twice".to_owned(),
+    );
     let (code, status) = controlled.ask_json(&["status"]);
     assert_eq!(code, 0);
     assert_eq!(status["sessions"], 3);
