@@ -38,6 +38,9 @@ pub(crate) use view::SessionView;
 /// How long the end of a session may wait: for a processor to notice, for the
 /// client to take its last message.
 const END_PATIENCE: Duration = Duration::from_secs(1);
+/// A client that sends nothing for this long at its session's end is not waiting for
+/// room to send; some five round trips within a continent.
+const QUIET_PATIENCE: Duration = Duration::from_millis(100);
 /// How long a client's write may stand before the session's end takes it for
 /// stuck and cuts it, which leaves the client without a last message.  A machine
 /// under heavy load lets a thread wait for seconds, so this is above
@@ -205,12 +208,12 @@ impl Session {
             .wait_exited(Direction::Response, Instant::now() + patience)
         {
             // It is stuck in a write to a client that does not read.
-            self.client.shutdown();
+            self.client.abort();
         }
         // A processor that panicked has ended as well, its stream at any place.
         match responses.join().unwrap_or(StreamPosition::InsideMessage) {
             StreamPosition::BetweenMessages => self.tell_reason(),
-            StreamPosition::AfterFatal => send_final(&self.client, &[]),
+            StreamPosition::AfterFatal => send_last(&self.client, &[], QUIET_PATIENCE),
             StreamPosition::InsideMessage => {}
         }
     }
@@ -244,7 +247,7 @@ impl Session {
             ticket.give_up(closing.reason());
         }
         self.forwarder.server().stream.shutdown();
-        self.client.socket().shutdown_read();
+        self.transfer.read_deadline.close();
     }
 
     /// Tells the client why its session ends, where it does not know, and that
@@ -265,7 +268,7 @@ impl Session {
             (None, Some(Closing::Ended) | None) => None,
         };
         if let Some(message) = message {
-            send_final(&self.client, &message);
+            send_last(&self.client, &message, QUIET_PATIENCE);
         }
     }
 
@@ -293,19 +296,31 @@ impl Session {
     }
 }
 
-/// Sends a session's last message and gives the client time to read it: closing
-/// a socket with unread data in it would take the message back (RFC 1122,
-/// 4.2.2.13).
+/// Sends a client without a session its last message, see [`send_last`].
 pub(crate) fn send_final(client: &Stream, message: &[u8]) {
-    let deadline = Instant::now() + END_PATIENCE;
-    if client.write_all(message, Some(deadline)).is_ok() {
-        client.close_write();
-        let mut ignored = Vec::with_capacity(1024);
-        while let Ok(Received::Bytes(_)) = client.read(&mut ignored, Wait::Until(deadline)) {
-            ignored.clear();
-            if Instant::now() >= deadline {
-                break;
-            }
+    send_last(client, message, END_PATIENCE);
+}
+
+/// Sends a client its last message and reads away what it is still sending, until it
+/// ends, until it has been silent for `quiet` from the start, or for
+/// [`END_PATIENCE`]: closing a socket with unread data in it would take the message
+/// back (RFC 1122, 4.2.2.13), and a client that is blocked in a send reads nothing.
+fn send_last(client: &Stream, message: &[u8], quiet: Duration) {
+    let begun = Instant::now();
+    let deadline = begun + END_PATIENCE;
+    if client.write_all(message, Some(deadline)).is_err() {
+        client.abort();
+        return;
+    }
+    client.close_write();
+    let mut until = begun + quiet;
+    let mut ignored = Vec::with_capacity(16 * 1024);
+    while let Ok(Received::Bytes(_)) = client.read(&mut ignored, Wait::Until(until)) {
+        ignored.clear();
+        until = deadline;
+        if Instant::now() >= deadline {
+            client.abort();
+            return;
         }
     }
     client.shutdown();

@@ -31,6 +31,10 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// Unanswered probes until the kernel gives the connection up.
 const KEEPALIVE_PROBES: u32 = 3;
 
+/// How often a read in the middle of a message looks whether its session has ended,
+/// where a wake-up may have come just before its wait.
+const CLOSE_CHECK_INTERVAL: Duration = Duration::from_millis(100);
+
 /// What a read may wait for besides data.
 #[derive(Debug, Clone, Copy)]
 pub enum Wait {
@@ -40,7 +44,8 @@ pub enum Wait {
         /// `None`: however long it takes.
         idle: Option<Duration>,
     },
-    /// In the middle of a message: nothing but the socket.
+    /// In the middle of a message: nothing but the socket, and the session's end,
+    /// which looks like the stream's.
     Data,
     /// A handshake or a transfer: until this moment.
     Until(Instant),
@@ -183,9 +188,18 @@ impl Socket {
     fn read_data(&self, buffer: &mut Vec<u8>) -> io::Result<Received> {
         loop {
             match self.receive(buffer, RecvFlags::empty()) {
+                Err(Errno::AGAIN | Errno::INTR) if self.deadline.is_closed() => {
+                    return Ok(Received::Eof);
+                }
                 Err(Errno::INTR) => {}
                 // It has a timeout, which is not meant for this read.
-                Err(Errno::AGAIN) => self.wait_ready(PollFlags::IN, None)?,
+                Err(Errno::AGAIN) => {
+                    let moment = Instant::now() + CLOSE_CHECK_INTERVAL;
+                    match self.wait_ready(PollFlags::IN, Some(moment)) {
+                        Err(error) if error.kind() != ErrorKind::TimedOut => return Err(error),
+                        Ok(()) | Err(_) => {}
+                    }
+                }
                 other => return Ok(other?),
             }
         }
@@ -299,10 +313,12 @@ impl Socket {
         let _ = self.stream().shutdown(Shutdown::Both);
     }
 
-    /// Ends the incoming direction only: a thread that is blocked in a read
-    /// returns, and a last message may still be sent.
-    pub fn shutdown_read(&self) {
-        let _ = self.stream().shutdown(Shutdown::Read);
+    /// Ends both directions, and lets the peer know at once that nothing it sends
+    /// is read any more: the socket's close sends a reset.  A peer that is blocked in a
+    /// send, its window shut, would else wait until the kernel forgets the connection.
+    pub fn abort(&self) {
+        let _ = SockRef::from(self.stream()).set_linger(Some(Duration::ZERO));
+        self.shutdown();
     }
 
     /// Ends the outgoing direction only: the peer reads to the end of what was

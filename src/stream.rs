@@ -53,6 +53,11 @@ impl Stream {
         self.socket().shutdown();
     }
 
+    /// See [`Socket::abort`].
+    pub fn abort(&self) {
+        self.socket().abort();
+    }
+
     /// Tells the peer that no more will come.
     pub fn close_write(&self) {
         match self {

@@ -7,6 +7,8 @@ use rustix::process::Signal;
 
 use crate::support::gate::Gate;
 use crate::support::message::{self, BackendKey};
+use crate::support::metrics::{self, Scrape};
+use crate::support::poll_kernel;
 use crate::support::proxy::{Proxy, Setup};
 use crate::support::server::{Server, WHO, restored, transfer_state};
 use crate::support::wire::{Received, Wire};
@@ -125,7 +127,10 @@ fn the_cancel_connection_ends_with_the_servers_own() {
 fn many_cancels_of_one_key_share_their_way() {
     const REQUESTS: usize = 50;
     let server = Server::echoing();
-    let proxy = Setup::new(&[server.address()]).patient().start();
+    let proxy = Setup::new(&[server.address()])
+        .patient()
+        .top(metrics::ADMIN)
+        .start();
     let (mut client, key) = keyed_session(&proxy);
     let acting = server.hold_cancels();
     let mut wires: Vec<_> = (0..REQUESTS)
@@ -136,7 +141,12 @@ fn many_cancels_of_one_key_share_their_way() {
         })
         .collect();
     server.next_cancel();
-    // Each is in the hands of the proxy when no thread of its own is left.
+    // Each is in the hands of the proxy when it has come and has no thread left.
+    let received = || Scrape::of(&proxy).get("proxy_query_cancel_received");
+    poll_kernel(
+        || received() == REQUESTS as f64,
+        || format!("only {} have come", received()),
+    );
     wait_request_threads(&proxy, 2);
     assert_eq!(server.further_cancels(), []);
     acting.open();

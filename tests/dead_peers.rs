@@ -4,8 +4,6 @@
 //! own.  One that is there and takes nothing meets the same limit (tcp(7),
 //! TCP_USER_TIMEOUT; the kernel's `tcp_probe_timer`), so it stands in.
 
-use std::net::Shutdown;
-
 use crate::support::gate::Gate;
 use crate::support::message;
 use crate::support::proxy::{Proxy, Setup};
@@ -52,10 +50,8 @@ fn a_server_that_takes_no_data_is_given_up() {
     });
     let proxy = proxy(&server);
     let mut client = proxy.login("maria");
-    let socket = client.socket().try_clone().unwrap();
-    let flood = std::thread::spawn(move || {
-        let _ = client.try_send(&message::query(&"x".repeat(FLOOD_BYTES)));
-    });
+    // Fails, or goes to nobody, once the proxy has ended the session.
+    let _ = client.try_send(&message::query(&"x".repeat(FLOOD_BYTES)));
     let closed = proxy.wait_log(0, |line| line.is("session closed"));
     assert!(
         closed.get("reason").contains("server"),
@@ -63,7 +59,21 @@ fn a_server_that_takes_no_data_is_given_up() {
         closed.raw
     );
     done.open();
-    socket.shutdown(Shutdown::Both).unwrap();
-    flood.join().unwrap();
     server.join();
+}
+
+/// It is blocked in a send and reads nothing until all of it is gone.
+#[test]
+fn a_client_in_the_middle_of_a_long_message_hears_that_its_server_is_gone() {
+    let server = Server::start(|mut end| {
+        end.welcome();
+        // The message's header, which the rest of it comes behind.
+        end.wire.receive_byte();
+        end.wire.reset();
+    });
+    let proxy = Setup::new(&[server.address()]).start();
+    let mut client = proxy.login("maria");
+    client.send(&message::query(&"x".repeat(FLOOD_BYTES / 4)));
+    client.expect_error("FATAL", "08006");
+    client.expect_gone();
 }

@@ -45,6 +45,8 @@ const SMALLEST_TIMEOUT: Duration = Duration::from_micros(1);
 pub struct ReadDeadline {
     /// Whether the deadline lies in the past; written under the lock.
     past: AtomicBool,
+    /// Whether it does so for ever.
+    closed: AtomicBool,
     parties: Mutex<Parties>,
 }
 
@@ -65,6 +67,7 @@ impl ReadDeadline {
         wake::install()?;
         Ok(Arc::new(Self {
             past: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
             parties: Mutex::default(),
         }))
     }
@@ -88,9 +91,34 @@ impl ReadDeadline {
         }
     }
 
+    /// Sets the deadline into the past for ever, for reads in the middle of a
+    /// message as well: they find the stream's end.  The sockets stay as they are,
+    /// so that what a peer still sends can be read away before the end.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        self.expire();
+        // Again, where it lay in the past before: a read in the middle of a
+        // message went on then.
+        let parties = self.parties.lock();
+        let own = thread::current().id();
+        for (id, reader) in &parties.readers {
+            if *id != own {
+                reader.wake();
+            }
+        }
+    }
+
+    /// Whether it lies in the past for ever.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
     /// Takes the deadline away.
     pub fn clear(&self) {
         let parties = self.parties.lock();
+        if self.is_closed() {
+            return;
+        }
         if self.past.load(Ordering::SeqCst) {
             for socket in &parties.sockets {
                 socket.set_timeout(socket.idle());

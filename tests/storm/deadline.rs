@@ -130,7 +130,7 @@ fn a_reader_sees_the_deadline_before_the_end() {
             });
             is_registered.recv().unwrap();
             deadline.expire();
-            near.shutdown_read();
+            near.shutdown();
             let received = reader.join().unwrap().unwrap();
             assert_eq!(received, Received::DeadlinePast, "cycle {cycle}");
         });

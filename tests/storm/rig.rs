@@ -214,7 +214,7 @@ impl Rig {
     pub(super) fn close(&self) {
         drop(self.forwarder.close(Closing::Ended));
         self.forwarder.server().stream().shutdown();
-        self.near_client.socket().shutdown_read();
+        self.near_client.socket().read_deadline().close();
     }
 
     /// Waits for the end of both processors' threads.
