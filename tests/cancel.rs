@@ -9,6 +9,7 @@ use crate::support::gate::Gate;
 use crate::support::message::{self, BackendKey};
 use crate::support::metrics::{self, Scrape};
 use crate::support::poll_kernel;
+use crate::support::postgres::{Cluster, USER};
 use crate::support::proxy::{Proxy, Setup};
 use crate::support::server::{Server, WHO, restored, transfer_state};
 use crate::support::wire::{Received, Wire};
@@ -201,4 +202,73 @@ fn a_server_without_a_cancel_key_is_no_obstacle() {
     let mut client = Wire::connect(proxy.address());
     assert_eq!(client.start(&[("user", "maria")]).key, None);
     assert_eq!(client.value("SELECT 1"), "SELECT 1");
+}
+
+/// Drivers wait for the end of the cancel's connection, then go on: what they send next
+/// is never what gets cancelled.
+#[test]
+fn a_cancel_is_over_when_its_connection_ends() {
+    const CANCELLED: &str = "SELECT pg_sleep(60) /* to be cancelled */";
+    let cluster = Cluster::start(&[], |_| {});
+    let mut observer = cluster.client();
+    let proxy = Setup::new(&[cluster.address()])
+        .top("dialect = \"postgresql\"")
+        .start();
+    let mut client = Wire::connect(proxy.address());
+    let key = client.start(&[("user", USER)]).key.unwrap();
+    for cycle in 0..100 {
+        client.send(&message::query(CANCELLED));
+        poll_kernel(
+            || {
+                let sql = "SELECT FROM pg_stat_activity WHERE state = 'active' AND query = $1";
+                !observer.query(sql, &[&CANCELLED]).unwrap().is_empty()
+            },
+            || "the statement does not run".to_owned(),
+        );
+        cancel(&proxy, &key);
+        client.send(&message::query("SELECT pg_sleep(0.002)"));
+        let cancelled = client.receive_through(b'Z');
+        assert!(
+            cancelled
+                .iter()
+                .any(|message| message.tag == b'E' && message.field('C') == "57014"),
+            "cycle {cycle}: {cancelled:?}"
+        );
+        let next = client.receive_through(b'Z');
+        assert!(
+            next.iter().all(|message| message.tag != b'E'),
+            "cycle {cycle}: the next statement was cancelled"
+        );
+    }
+}
+
+#[test]
+fn sessions_that_cancel_all_at_once_share_sixteen_connections() {
+    const SESSIONS: usize = 40;
+    const DIALS: usize = 16;
+    let server = Server::echoing();
+    let proxy = Setup::new(&[server.address()]).patient().start();
+    let sessions: Vec<_> = (0..SESSIONS).map(|_| keyed_session(&proxy)).collect();
+    let acting = server.hold_cancels();
+    let mut wires: Vec<_> = sessions
+        .iter()
+        .map(|(_, key)| {
+            let mut wire = Wire::connect(proxy.address());
+            wire.send(&message::cancel_request(key));
+            wire
+        })
+        .collect();
+    for _ in 0..DIALS {
+        server.next_cancel();
+    }
+    // Each of the others has its thread, and waits.
+    wait_request_threads(&proxy, 2 * SESSIONS);
+    assert_eq!(server.further_cancels(), []);
+    acting.open();
+    for wire in &mut wires {
+        wire.expect_gone();
+    }
+    for _ in DIALS..SESSIONS {
+        server.next_cancel();
+    }
 }
