@@ -17,8 +17,8 @@ use crate::error::Refusal;
 use crate::handshakes::Handshakes;
 use crate::message::fatal_error;
 use crate::metrics::Event;
-use crate::session::STACK_BYTES;
 use crate::startup::is_cancel_request;
+use crate::transfer::STACK_BYTES;
 use crate::wake;
 
 /// Connections that may wait for their accept: what a client pool opens at once.

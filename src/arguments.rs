@@ -95,6 +95,23 @@ pub enum Subcommands {
         #[command(flatten)]
         output: Output,
     },
+    /// Capture and hold the sessions of a backend that is about to restart
+    Hold {
+        /// The backend
+        name: String,
+        /// How long a busy session may take [default: migration.wait]
+        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+        wait: Option<Duration>,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Let the sessions of a held backend go on
+    Release {
+        /// The backend
+        name: String,
+        #[command(flatten)]
+        output: Output,
+    },
     /// End one session
     Kill {
         /// Its number, as `sessions` and the log show it
@@ -140,6 +157,8 @@ impl Subcommands {
             ),
             Self::Drain { name, wait, output } => (Command::Drain { name, wait }, output),
             Self::Ready { name, output } => (Command::Ready { name }, output),
+            Self::Hold { name, wait, output } => (Command::Hold { name, wait }, output),
+            Self::Release { name, output } => (Command::Release { name }, output),
             Self::Kill { conn, output } => (Command::Kill { conn }, output),
             Self::Reload(output) => (Command::Reload, output),
         };

@@ -4,6 +4,8 @@
 //! picked until it is dropped, so that two picks at once never see the same
 //! count.
 
+mod news;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,6 +13,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::config::{Address, BackendConfig, BackendState};
+pub(crate) use news::News;
 
 /// A backend that made its last client wait for nothing is tried last by the
 /// next ones for this long.
@@ -38,6 +41,18 @@ struct Backend {
     in_clear: bool,
     /// When it was last found reachable or not.
     dialled: Option<Instant>,
+    /// An operator holds its sessions: it gets no new ones.
+    held: bool,
+}
+
+impl Backend {
+    fn probe_target(&self) -> ProbeTarget {
+        ProbeTarget {
+            id: self.id,
+            name: Arc::clone(&self.name),
+            address: self.address.clone(),
+        }
+    }
 }
 
 /// A backend as its prober dials it.
@@ -55,6 +70,7 @@ pub(crate) struct ProbeTarget {
 #[derive(Debug)]
 pub(crate) struct Balancer {
     backends: Mutex<Vec<Backend>>,
+    news: News,
 }
 
 /// Why there is no target for a transfer.
@@ -81,6 +97,7 @@ impl Balancer {
     pub(crate) fn new(configured: &[BackendConfig]) -> Arc<Self> {
         let balancer = Self {
             backends: Mutex::new(Vec::new()),
+            news: News::default(),
         };
         balancer.configure(configured);
         Arc::new(balancer)
@@ -117,12 +134,15 @@ impl Balancer {
                         reachable: true,
                         in_clear: false,
                         dialled: None,
+                        held: false,
                     });
                     next += 1;
                 }
             }
         }
         backends.retain(|b| b.state.is_some() || b.sessions > 0);
+        drop(backends);
+        self.news.tell();
     }
 
     /// A place on the active backend with the fewest sessions, those in `tried`
@@ -134,30 +154,33 @@ impl Balancer {
         let slow = |b: &Backend| b.slow.is_some_and(|at| now < at + SLOW_MEMORY);
         let found = backends
             .iter_mut()
-            .filter(|b| b.state == Some(BackendState::Active) && !tried.contains(&b.id))
+            .filter(|b| b.state == Some(BackendState::Active) && !b.held && !tried.contains(&b.id))
             .min_by_key(|b| (slow(b), b.sessions))?;
         Some(self.assign(found))
     }
 
     /// A place for a session that leaves `own`: on another active backend, or,
-    /// where the file names no other, on a fresh connection to the same.  One
-    /// that was too slow since `since` is left out, so that a round does not
+    /// where the file names no other, on a fresh connection to the same; on any
+    /// where `own` is `None`, a held one as well.  One that was too slow since `since` is left out, so that a round does not
     /// wait for it again and again.
     ///
     /// # Errors
     /// [`NoTarget`].
     pub(crate) fn pick_target(
         self: &Arc<Self>,
-        own: BackendId,
+        own: Option<BackendId>,
         tried: &[BackendId],
         since: Instant,
     ) -> Result<Assignment, NoTarget> {
         let mut backends = self.backends.lock();
-        let has_other = backends.iter().any(|b| b.state.is_some() && b.id != own);
+        let has_other = backends
+            .iter()
+            .any(|b| b.state.is_some() && Some(b.id) != own);
         let mut any_active = false;
         let found = backends
             .iter_mut()
-            .filter(|b| b.state == Some(BackendState::Active) && (b.id != own || !has_other))
+            .filter(|b| b.state == Some(BackendState::Active) && (Some(b.id) != own || !has_other))
+            .filter(|b| own.is_none() || !b.held)
             .inspect(|_| any_active = true)
             .filter(|b| !tried.contains(&b.id) && b.slow.is_none_or(|at| at < since))
             .min_by_key(|b| b.sessions);
@@ -192,13 +215,7 @@ impl Balancer {
     pub(crate) fn configured(&self) -> Vec<ProbeTarget> {
         let backends = self.backends.lock();
         let configured = backends.iter().filter(|b| b.state.is_some());
-        configured
-            .map(|b| ProbeTarget {
-                id: b.id,
-                name: Arc::clone(&b.name),
-                address: b.address.clone(),
-            })
-            .collect()
+        configured.map(Backend::probe_target).collect()
     }
 
     /// Whether the last dial of an active backend reached it, not longer than
@@ -215,6 +232,76 @@ impl Balancer {
             };
             b.state == Some(BackendState::Active) && b.reachable && is_known
         })
+    }
+
+    /// Whether an active backend has been reached after `since`: any where `leaves` is
+    /// `None`, else one to leave that for, see [`Self::pick_target`].
+    #[must_use]
+    pub(crate) fn reached_since(&self, leaves: Option<BackendId>, since: Instant) -> bool {
+        let backends = self.backends.lock();
+        let has_other = backends
+            .iter()
+            .any(|b| b.state.is_some() && Some(b.id) != leaves);
+        backends.iter().any(|b| {
+            let fits = match leaves {
+                None => true,
+                Some(own) => (b.id != own || !has_other) && !b.held,
+            };
+            fits && b.state == Some(BackendState::Active)
+                && b.reachable
+                && b.dialled.is_some_and(|at| at > since)
+        })
+    }
+
+    /// Whether its last dial reached a backend.
+    #[must_use]
+    pub(crate) fn is_reachable(&self, id: BackendId) -> bool {
+        let backends = self.backends.lock();
+        backends.iter().any(|b| b.id == id && b.reachable)
+    }
+
+    /// Whether a backend has been reached after `since`.
+    #[must_use]
+    pub(crate) fn reached_on(&self, id: BackendId, since: Instant) -> bool {
+        let backends = self.backends.lock();
+        let backend = backends.iter().find(|b| b.id == id);
+        backend.is_some_and(|b| b.reachable && b.dialled.is_some_and(|at| at > since))
+    }
+
+    /// Backends that take sessions.
+    #[must_use]
+    pub(crate) fn active(&self) -> Vec<ProbeTarget> {
+        let backends = self.backends.lock();
+        let active = backends
+            .iter()
+            .filter(|b| b.state == Some(BackendState::Active));
+        active.map(Backend::probe_target).collect()
+    }
+
+    /// The backend of that name in the file.
+    #[must_use]
+    pub(crate) fn find(&self, name: &str) -> Option<ProbeTarget> {
+        let backends = self.backends.lock();
+        let found = backends
+            .iter()
+            .find(|b| &*b.name == name && b.state.is_some());
+        found.map(Backend::probe_target)
+    }
+
+    /// An operator holds the sessions of a backend, or does so no more.
+    pub(crate) fn set_held(&self, id: BackendId, held: bool) {
+        let mut backends = self.backends.lock();
+        if let Some(backend) = backends.iter_mut().find(|b| b.id == id) {
+            backend.held = held;
+        }
+        drop(backends);
+        self.news.tell();
+    }
+
+    /// What lets clients in who wait while sessions are held.
+    #[must_use]
+    pub(crate) const fn news(&self) -> &News {
+        &self.news
     }
 
     /// Notes how a dial ended; `slow` where its deadline ended it.  Tells
@@ -234,6 +321,8 @@ impl Balancer {
 /// A backend as an operator sees it.
 #[derive(Debug, Clone)]
 pub(crate) struct BackendView {
+    /// Stands for it.
+    pub id: BackendId,
     /// Its name in the file.
     pub name: Arc<str>,
     /// Its address in the file.
@@ -254,6 +343,7 @@ impl Balancer {
         backends
             .iter()
             .map(|b| BackendView {
+                id: b.id,
                 name: Arc::clone(&b.name),
                 address: b.address.to_string(),
                 state: b.state,
@@ -272,6 +362,8 @@ impl Balancer {
         match found.find(|b| &*b.name == name && b.state.is_some()) {
             Some(backend) => {
                 backend.state = Some(state);
+                drop(backends);
+                self.news.tell();
                 true
             }
             None => false,

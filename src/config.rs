@@ -102,6 +102,9 @@ pub struct Migration {
     /// `max_state_size`, in bytes: the largest session state that is moved,
     /// 1 KiB to 512 MiB (as base64 it must still fit one protocol message).
     pub max_state_size: usize,
+    /// `hold`: how long a session may be held where no server takes it, 0 (never) to
+    /// 24 h; to 10 min with the dialect `cockroachdb`, whose tokens live that long.
+    pub hold: Duration,
 }
 
 impl Default for Migration {
@@ -111,6 +114,7 @@ impl Default for Migration {
             wait: DEFAULT_TRANSFER_WAIT,
             workers: DEFAULT_WORKERS,
             max_state_size: DEFAULT_MAX_STATE_BYTES,
+            hold: Duration::ZERO,
         }
     }
 }
@@ -181,6 +185,15 @@ impl Config {
                 "backend",
             ],
         )?;
+        let dialect = root
+            .choice(
+                "dialect",
+                &[
+                    ("cockroachdb", Dialect::CockroachDb),
+                    ("postgresql", Dialect::PostgreSql),
+                ],
+            )?
+            .unwrap_or(Dialect::CockroachDb);
         let config = Self {
             listen: root.addresses("listen")?.unwrap_or_else(default_listen),
             admin_listen: root.address("admin_listen", 0)?,
@@ -203,15 +216,7 @@ impl Config {
             health_interval: root
                 .duration("health_interval")?
                 .unwrap_or(DEFAULT_HEALTH_INTERVAL),
-            dialect: root
-                .choice(
-                    "dialect",
-                    &[
-                        ("cockroachdb", Dialect::CockroachDb),
-                        ("postgresql", Dialect::PostgreSql),
-                    ],
-                )?
-                .unwrap_or(Dialect::CockroachDb),
+            dialect,
             custom_settings: root
                 .texts(
                     "custom_settings",
@@ -221,7 +226,7 @@ impl Config {
                 .unwrap_or_default(),
             client_tls: read_client_tls(&root)?,
             server_tls: read_server_tls(&root)?,
-            migration: read_migration(&root)?,
+            migration: read_migration(&root, dialect)?,
             login: read_login(&root)?,
             backends: read_backends(&root)?,
         };
@@ -330,12 +335,22 @@ fn read_server_tls(root: &Section<'_>) -> Result<ServerTls, ConfigError> {
     }
 }
 
-fn read_migration(root: &Section<'_>) -> Result<Migration, ConfigError> {
+fn read_migration(root: &Section<'_>, dialect: Dialect) -> Result<Migration, ConfigError> {
     let defaults = Migration::default();
-    let keys = &["timeout", "wait", "workers", "max_state_size"];
+    let keys = &["timeout", "wait", "workers", "max_state_size", "hold"];
     let Some(section) = root.section("migration", keys)? else {
         return Ok(defaults);
     };
+    let hold = section.duration("hold")?.unwrap_or(defaults.hold);
+    if let Some(longest) = dialect.longest_hold()
+        && hold > longest
+    {
+        let longest = humantime::format_duration(longest);
+        let message = format!(
+            "expected at most {longest}, which is how long a session's revival token lives"
+        );
+        return Err(section.error("hold", &message));
+    }
     Ok(Migration {
         timeout: section.timeout("timeout")?.unwrap_or(defaults.timeout),
         wait: section.duration("wait")?.unwrap_or(defaults.wait),
@@ -345,6 +360,7 @@ fn read_migration(root: &Section<'_>) -> Result<Migration, ConfigError> {
         max_state_size: section
             .size("max_state_size")?
             .unwrap_or(defaults.max_state_size),
+        hold,
     })
 }
 

@@ -18,11 +18,12 @@ use crate::connector::{Connected, Connector};
 use crate::dialect::CustomNames;
 use crate::error::{Error, Peer, Refusal, SqlState, shown};
 use crate::handshakes::{Handshake, Place};
+use crate::hold::Holds;
 use crate::logging::event;
 use crate::message::{fatal_error, process_id};
 use crate::metrics::{Event, Gauge, Metrics};
 use crate::registry::Registry;
-use crate::round::Rounds;
+use crate::rounds::Rounds;
 use crate::server_conn::ServerConn;
 use crate::session::{Session, send_final};
 use crate::session_name::SessionName;
@@ -56,6 +57,8 @@ pub(crate) struct ProxyState {
     /// Sessions that were logging in on a backend, or on their way to it, while a
     /// reload made it one to leave: no round of the reload has them.
     pub missed_by_reload: Sender<Arc<Session>>,
+    /// Sessions that wait for a server.
+    pub holds: Arc<Holds>,
 }
 
 /// For the first packet of a connection that is only served if it cancels.
@@ -337,6 +340,7 @@ fn open(
         transfer,
         &state.config,
         &state.missed_by_reload,
+        &state.holds,
     );
     Ok(Some(Opened {
         session,

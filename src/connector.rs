@@ -94,11 +94,29 @@ impl Connector {
 
     /// A connection for a new session: the backends in the balancer's order,
     /// until one answers.  A server that is not ready for anyone (57P03, 53300)
-    /// is passed over; whatever else it says is for the client.
+    /// is passed over; whatever else it says is for the client.  While sessions are held
+    /// and none answers, waits for one.
     ///
     /// # Errors
     /// [`Error::NoBackend`] or [`Error::NoBackendReached`].
     pub(crate) fn connect(
+        &self,
+        startup: &[u8],
+        read_deadline: &Arc<ReadDeadline>,
+        deadline: Instant,
+    ) -> Result<Connected, Error> {
+        loop {
+            let seen = self.balancer.news().seen();
+            match self.connect_once(startup, read_deadline, deadline) {
+                Err(error) if self.balancer.news().wait(seen, deadline) => {
+                    log::debug!(reason:% = error; "a client waits for a server that is to come back");
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn connect_once(
         &self,
         startup: &[u8],
         read_deadline: &Arc<ReadDeadline>,
@@ -125,7 +143,7 @@ impl Connector {
         })
     }
 
-    /// A connection for the transfer of a session that leaves `own`, logged in
+    /// A connection for the transfer of a session that leaves `own`, where that is given, logged in
     /// by `startup` alone, for the sake of `login_by` in it: the targets in the balancer's order, until
     /// one lets it in; with TLS, where the session has it now (`encrypted`).
     ///
@@ -133,7 +151,7 @@ impl Connector {
     /// The last target's failure, or that there is no target at all.
     pub(crate) fn log_in_target(
         &self,
-        (own, encrypted): (BackendId, bool),
+        (own, encrypted): (Option<BackendId>, bool),
         startup: &[u8],
         login_by: &str,
         read_deadline: &Arc<ReadDeadline>,
@@ -259,7 +277,10 @@ impl Connector {
         };
         let startup = StartupPacket::probe().to_bytes();
         // Noted, and logged where it is news.
-        let _ = self.open_noted(*id, name, address, &startup, &read_deadline, None);
+        let opened = self.open_noted(*id, name, address, &startup, &read_deadline, None);
+        if opened.is_ok() {
+            self.balancer.news().tell();
+        }
     }
 
     fn try_open(

@@ -9,6 +9,7 @@
 //! arrive; the socket's file goes with the proxy.
 
 mod commands;
+mod holding;
 pub(crate) mod protocol;
 pub(crate) mod table;
 

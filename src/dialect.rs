@@ -53,6 +53,15 @@ impl Dialect {
         }
     }
 
+    /// How long a session's state may wait for its server; `None`: for ever.
+    #[must_use]
+    pub(crate) const fn longest_hold(self) -> Option<Duration> {
+        match self {
+            Self::CockroachDb => Some(cockroachdb::TOKEN_LIFETIME),
+            Self::PostgreSql => None,
+        }
+    }
+
     /// How a session that began with `startup` moves to another server.  `login`: how the proxy gets in
     /// there.  `custom_names`: what it knows of settings that no server lists.
     ///
@@ -123,7 +132,7 @@ pub trait SessionTransfer {
 
 /// A session's state between two servers.  Secret: never logged, never kept
 /// longer than the transfer.
-pub trait SessionState {
+pub trait SessionState: Send {
     /// Its size, as the log and `max_state_size` count it.
     fn state_bytes(&self) -> usize;
 

@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, ErrorKind};
+use std::time::Duration;
 
 /// A text that a peer chose, as a log line shows it: 128 characters, then how many
 /// bytes there were.
@@ -126,6 +127,11 @@ pub enum Refusal {
     /// The proxy ends a running session.
     #[error("terminating connection because sqlproxy is shutting down")]
     Shutdown,
+    /// A session was held and its server has not come back.
+    #[error(
+        "terminating connection because its SQL server has gone and none has taken the session over within {0:?}"
+    )]
+    HoldOver(Duration),
 }
 
 impl Refusal {
@@ -148,7 +154,7 @@ impl Refusal {
             Self::NoUser => "no_user",
             Self::Parameter(_) => "parameter",
             Self::GssApi => "gssapi",
-            Self::Stopping | Self::Shutdown | Self::Killed => "shutting_down",
+            Self::Stopping | Self::Shutdown | Self::Killed | Self::HoldOver(_) => "shutting_down",
             Self::MaxConnections(_) => "max_connections",
             Self::TooManyLogins => "too_many_logins",
             Self::NoThread(_) => "no_thread",
@@ -162,7 +168,9 @@ impl Refusal {
             Self::EncryptionRequired | Self::NoUser => SqlState::INVALID_AUTHORIZATION,
             Self::ProtocolVersion { .. } | Self::GssApi => SqlState::FEATURE_NOT_SUPPORTED,
             Self::Parameter(_) => SqlState::REJECTED_CONNECTION,
-            Self::Stopping | Self::Shutdown | Self::Killed => SqlState::ADMIN_SHUTDOWN,
+            Self::Stopping | Self::Shutdown | Self::Killed | Self::HoldOver(_) => {
+                SqlState::ADMIN_SHUTDOWN
+            }
             Self::MaxConnections(_) | Self::TooManyLogins | Self::NoThread(_) => {
                 SqlState::TOO_MANY_CONNECTIONS
             }

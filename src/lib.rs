@@ -18,8 +18,8 @@
 //!                        │
 //!                        └──▶ at the safe point: transfer, with both connections
 //! ```
-//! A round's way: server → round → ticket → forwarder → transfer → ticket's log line
-//! → round's summary.
+//! A round's way: server → rounds → ticket → forwarder → transfer → ticket's log line
+//! → round's summary.  Where no server takes the session: transfer → hold → ticket.
 //!
 //! # Threads
 //! | thread | how many | blocks in |
@@ -29,6 +29,8 @@
 //! | accept | one a listener | accept |
 //! | request, response | one each a session (request-N, response-N); request also serves a connection before its login | recv, send, the gate |
 //! | transfer | one a transfer (transfer-N), at most `workers` | reads until the transfer's deadline |
+//! | hold | 1, while sessions are held | their sockets, at most a twentieth of a second at a time |
+//! | probe | one a backend that held sessions wait for (probe-NAME) | a dial |
 //! | round | one a round (round-N) | the round's outcomes, at most a tenth of a second at a time |
 //! | resolve | up to 4, once a name is dialled | the C library's resolver |
 //! | health | one a backend (health-NAME), where `health_interval` is not 0 | a dial, the interval |
@@ -48,11 +50,13 @@
 //! | `Workers::queue` | transfers under way and who waits for a place | – |
 //! | `ReadDeadline::parties` | one session's sockets, and its processors' threads until they end | – |
 //! | `Round::counts`, `Round::not_moved` | a round's outcomes | – |
+//! | `Holds::book` | how many sessions of which backend are held | `Balancer::backends`, `News::holding` |
 //! | `Rounds::history` | the last rounds | – |
 //! | `Session::last_transfer` | how its last order to move ended | – |
 //! | `Session::reason` | why one session ends | – |
 //! | `TransferContext::parameters` (the processors' `Context::parameters`) | what one client was told | – |
 //! | `Balancer::backends` | backends and their sessions | – |
+//! | `News::holding` | whether new clients wait for a server | – |
 //! | `Registry::entries`, `CancelKeys::keys` | who is here | – |
 //! | `Entry::requests` | one key's cancel requests | – |
 //! | `CustomNames::known` | names of settings that no server lists | – |
@@ -88,8 +92,10 @@ mod disconnect;
 mod processor;
 
 // Moving
+mod hold;
 mod transfer;
 mod ticket;
+mod rounds;
 mod round;
 mod workers;
 mod session_name;

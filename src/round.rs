@@ -1,20 +1,17 @@
-//! Rounds: all transfers that one trigger starts.
+//! One round: all transfers that one trigger starts, and their outcomes.
 //!
-//! [`Rounds::start`] is the way from a trigger to its summary: it gives every
-//! session its order, and a thread of the round's own waits for the outcomes,
-//! takes back what `wait` did not suffice for, and writes the summary.  What
-//! happens to one order is the ticket's and the transfer's.
+//! A thread of its own waits for them ([`Round::watch`]), takes back what `wait` did
+//! not suffice for, and writes the summary.  What happens to one order is the ticket's
+//! and the transfer's.
 
-use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 use parking_lot::{Condvar, Mutex};
 
-use crate::connection_limit::Limit;
+use crate::balancer::BackendId;
 use crate::dialect::Unsupported;
 use crate::logging::Milliseconds;
 use crate::metrics::{Metrics, TransferOutcome};
@@ -29,9 +26,6 @@ const SAMPLE_BEFORE_END: Duration = Duration::from_secs(1);
 
 /// Sessions that a round remembers by name for not having moved.
 const MAX_NOT_MOVED: usize = 1000;
-
-/// Rounds that the status shows.
-const HISTORY: usize = 20;
 
 /// A session as its round sees it.
 pub(crate) trait Movable: Send + Sync + 'static {
@@ -52,6 +46,8 @@ pub(crate) enum Aim {
     /// Those whose backend is draining or has left the file.  An order whose session
     /// is no longer on such a backend is dismissed: it is what the round wanted.
     EmptyDraining,
+    /// Those on this backend, which are captured and held.
+    Hold(BackendId),
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -61,6 +57,8 @@ struct Counts {
     fatal: usize,
     /// Orders that were not needed any more.
     dismissed: usize,
+    /// Sessions that are held, without an outcome yet.
+    held: usize,
 }
 
 impl Counts {
@@ -100,6 +98,8 @@ pub(crate) struct RoundView {
     pub fatal: usize,
     /// Of these, without an outcome yet.
     pub waiting: usize,
+    /// Of the waiting ones, held until a server takes them.
+    pub held: usize,
 }
 
 /// All transfers that one trigger started.
@@ -118,11 +118,37 @@ pub(crate) struct Round {
     /// A refusal that one server said and that holds for the whole cluster: no
     /// other session is asked in this round.
     unsupported: OnceLock<&'static str>,
-    /// See [`Rounds`].
+    /// See [`crate::rounds::Rounds`].
     unsupported_told: Arc<AtomicBool>,
 }
 
 impl Round {
+    /// A round that begins now, over that many sessions.  `unsupported_told`: the log
+    /// has said that sessions of this cluster cannot be moved.
+    #[must_use]
+    pub(crate) fn new(
+        (number, trigger, aim): (u64, &'static str, Aim),
+        sessions: usize,
+        workers: &Arc<Workers>,
+        metrics: &Arc<Metrics>,
+        unsupported_told: &Arc<AtomicBool>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            number,
+            trigger,
+            aim,
+            started: Instant::now(),
+            sessions,
+            workers: Arc::clone(workers),
+            metrics: Arc::clone(metrics),
+            counts: Mutex::default(),
+            not_moved: Mutex::default(),
+            changed: Condvar::new(),
+            unsupported: OnceLock::new(),
+            unsupported_told: Arc::clone(unsupported_told),
+        })
+    }
+
     /// When it began.
     #[must_use]
     pub(crate) const fn started(&self) -> Instant {
@@ -190,6 +216,7 @@ impl Round {
             recoverable: counts.recoverable,
             fatal: counts.fatal,
             waiting: self.sessions - counts.done(),
+            held: counts.held,
         }
     }
 
@@ -201,6 +228,18 @@ impl Round {
         let waited = self
             .changed
             .wait_while_until(&mut counts, not_done, deadline);
+        !waited.timed_out()
+    }
+
+    /// Waits until every session is held or has its outcome, or until `deadline`; tells
+    /// which.
+    #[must_use]
+    pub(crate) fn wait_held(&self, deadline: Instant) -> bool {
+        let mut counts = self.counts.lock();
+        let not_held = |counts: &mut Counts| counts.done() + counts.held < self.sessions;
+        let waited = self
+            .changed
+            .wait_while_until(&mut counts, not_held, deadline);
         !waited.timed_out()
     }
 
@@ -236,10 +275,20 @@ impl Round {
         self.count(|counts| counts.dismissed += 1);
     }
 
+    /// A session is held.
+    pub(crate) fn note_held(&self) {
+        self.count(|counts| counts.held += 1);
+    }
+
+    /// A session's hold has ended; its outcome follows.
+    pub(crate) fn note_no_longer_held(&self) {
+        self.counts.lock().held -= 1;
+    }
+
     fn count(&self, change: impl FnOnce(&mut Counts)) {
         let mut counts = self.counts.lock();
         change(&mut counts);
-        if counts.done() >= self.sessions {
+        if counts.done() + counts.held >= self.sessions {
             self.changed.notify_all();
         }
     }
@@ -282,7 +331,11 @@ impl Round {
     }
 
     /// The life of the round's thread.
-    fn watch<S: Movable>(self: &Arc<Self>, wait: Duration, ordered: &Receiver<Vec<Weak<S>>>) {
+    pub(crate) fn watch<S: Movable>(
+        self: &Arc<Self>,
+        wait: Duration,
+        ordered: &Receiver<Vec<Weak<S>>>,
+    ) {
         let deadline = self.started + wait;
         let waiting = ordered.recv().unwrap_or_default();
         if !self.wait(deadline - (wait / 2).min(SAMPLE_BEFORE_END)) {
@@ -310,6 +363,7 @@ impl Round {
             recoverable,
             fatal,
             dismissed,
+            held: _,
         } = *self.counts.lock();
         log::info!(
             round = self.number,
@@ -321,119 +375,5 @@ impl Round {
             elapsed_ms:% = Milliseconds(self.started.elapsed());
             "migration round finished"
         );
-    }
-}
-
-/// Numbers the rounds and owns their workers.
-pub(crate) struct Rounds {
-    count: AtomicU64,
-    workers: Arc<Workers>,
-    metrics: Arc<Metrics>,
-    /// Rounds that have not written their summary.
-    under_way: Arc<Limit>,
-    /// The last ones, the oldest first.
-    history: Mutex<VecDeque<Arc<Round>>>,
-    /// The log has said that sessions of this cluster cannot be moved, and none
-    /// has been since.
-    unsupported_told: Arc<AtomicBool>,
-}
-
-impl Rounds {
-    /// At most `workers` transfers at once, over all rounds.
-    #[must_use]
-    pub(crate) fn new(workers: usize, metrics: Arc<Metrics>) -> Self {
-        Self {
-            count: AtomicU64::new(0),
-            unsupported_told: Arc::default(),
-            workers: Workers::new(workers),
-            under_way: Limit::new(usize::MAX),
-            history: Mutex::default(),
-            metrics,
-        }
-    }
-
-    /// Who may transfer, and who is next.
-    #[must_use]
-    pub(crate) const fn workers(&self) -> &Arc<Workers> {
-        &self.workers
-    }
-
-    /// Waits until every round has written its summary, or until `deadline`; tells
-    /// which.
-    #[must_use]
-    pub(crate) fn wait_over(&self, deadline: Instant) -> bool {
-        self.under_way.wait_empty(deadline)
-    }
-
-    /// A round over `sessions`, each of which may take `wait` to reach its safe
-    /// point.  Returns when every session has its order; a thread of the round's
-    /// own sees to its end.  `None`: there was no thread for it, and nobody moves.
-    pub(crate) fn start<S: Movable>(
-        &self,
-        trigger: &'static str,
-        aim: Aim,
-        sessions: Vec<Arc<S>>,
-        wait: Duration,
-    ) -> Option<Arc<Round>> {
-        let round = self.round(trigger, aim, sessions.len());
-        let number = round.number;
-        log::info!(round = number, trigger, sessions = sessions.len(); "migration round started");
-        let (ordered, orders_given) = crossbeam_channel::bounded(1);
-        let watched = Arc::clone(&round);
-        let under_way = self.under_way.take();
-        let watcher = thread::Builder::new()
-            .name(format!("round-{number}"))
-            .spawn(move || {
-                watched.watch(wait, &orders_given);
-                drop(under_way);
-            });
-        if let Err(error) = watcher {
-            log::error!(round = number, reason:% = error; "migration round not started");
-            return None;
-        }
-        {
-            let mut history = self.history.lock();
-            while history.len() >= HISTORY {
-                history.pop_front();
-            }
-            history.push_back(Arc::clone(&round));
-        }
-        // Here and not on the round's thread, so that of two rounds the later
-        // one's order is what a session is left with.
-        let mut waiting = Vec::with_capacity(sessions.len());
-        self.workers.begin();
-        for session in sessions {
-            session.order_move(&round);
-            waiting.push(Arc::downgrade(&session));
-        }
-        // Its receiver waits for nothing else.
-        let _ = ordered.send(waiting);
-        Some(round)
-    }
-
-    /// The last rounds, the newest first.
-    #[must_use]
-    pub(crate) fn views(&self) -> Vec<RoundView> {
-        let history = self.history.lock();
-        let rounds: Vec<_> = history.iter().rev().cloned().collect();
-        drop(history);
-        rounds.iter().map(|round| round.view()).collect()
-    }
-
-    fn round(&self, trigger: &'static str, aim: Aim, sessions: usize) -> Arc<Round> {
-        Arc::new(Round {
-            number: self.count.fetch_add(1, Ordering::Relaxed) + 1,
-            trigger,
-            aim,
-            started: Instant::now(),
-            sessions,
-            workers: Arc::clone(&self.workers),
-            metrics: Arc::clone(&self.metrics),
-            counts: Mutex::default(),
-            not_moved: Mutex::default(),
-            changed: Condvar::new(),
-            unsupported: OnceLock::new(),
-            unsupported_told: Arc::clone(&self.unsupported_told),
-        })
     }
 }

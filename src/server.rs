@@ -23,10 +23,12 @@ use crate::control::{Control, Order, Reloaded};
 use crate::dialect::CustomNames;
 use crate::handshakes::Handshakes;
 use crate::health::{self, Health};
+use crate::hold::Holds;
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::registry::Registry;
-use crate::round::{Aim, Rounds};
+use crate::round::Aim;
+use crate::rounds::Rounds;
 use crate::session::Session;
 use crate::signals::Signal;
 use crate::status;
@@ -92,16 +94,15 @@ impl Server {
         let (missed, missed_by_reload) = crossbeam_channel::unbounded();
         let custom_names = Arc::new(CustomNames::default());
         custom_names.learn(&config.custom_settings);
+        let connector = Connector::new(&config, &tls, balancer, Arc::clone(&metrics));
+        let connector = Arc::new(connector);
+        let rounds = Rounds::new(config.migration.workers, Arc::clone(&metrics));
         let state = Arc::new(ProxyState {
-            connector: Arc::new(Connector::new(
-                &config,
-                &tls,
-                balancer,
-                Arc::clone(&metrics),
-            )),
+            holds: Holds::new(&connector, rounds.workers())?,
+            connector,
             custom_names,
             cancel_keys: CancelKeys::default(),
-            rounds: Rounds::new(config.migration.workers, Arc::clone(&metrics)),
+            rounds,
             metrics,
             sessions: Registry::default(),
             session_limit: Limit::new(limit),
@@ -220,7 +221,11 @@ impl Server {
                 reply,
             } => {
                 let wait = wait.unwrap_or_else(|| self.state.config.read().migration.wait);
-                let round = self.state.rounds.start("command", aim, sessions, wait);
+                let trigger = match aim {
+                    Aim::MoveAll | Aim::EmptyDraining => "command",
+                    Aim::Hold(_) => "hold",
+                };
+                let round = self.state.rounds.start(trigger, aim, sessions, wait);
                 let _ = reply.send(round);
             }
             Order::Reload { reply } => {
@@ -305,6 +310,7 @@ impl Server {
             session.order_end();
         }
         drop(sessions);
+        self.state.holds.stop();
         let forced = !self.wait_sessions_end(signals, deadline);
         if forced {
             let sessions = self.state.sessions.snapshot();

@@ -4,9 +4,11 @@
 //! The connection's own thread becomes the request processor; a second thread is
 //! the response processor.  Transfers come and go on threads of their own.
 
+mod held;
 mod orders;
 mod view;
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,6 +24,7 @@ use crate::disconnect::DisconnectReason;
 use crate::error::Refusal;
 use crate::exchange::Exchange;
 use crate::forwarder::{Closing, Direction, Forwarder, Interrupt};
+use crate::hold::Holds;
 use crate::logging::{Milliseconds, event};
 use crate::message::fatal_error;
 use crate::metrics::Metrics;
@@ -31,7 +34,7 @@ use crate::session_name::SessionName;
 use crate::socket::{ReadDeadline, Received, Wait};
 use crate::stream::Stream;
 use crate::ticket::MoveTicket;
-use crate::transfer::TransferContext;
+use crate::transfer::{STACK_BYTES, TransferContext};
 use crate::workers::LastTransfer;
 pub(crate) use view::SessionView;
 
@@ -47,9 +50,6 @@ const QUIET_PATIENCE: Duration = Duration::from_millis(100);
 /// [`END_PATIENCE`]; nobody but this session waits.
 const STUCK_WRITE_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Stack of each of a session's threads; only what is used becomes resident.
-pub(crate) const STACK_BYTES: usize = 256 * 1024;
-
 /// A session between its login and its end, as others see it.
 pub(crate) struct Session {
     name: Arc<SessionName>,
@@ -60,6 +60,10 @@ pub(crate) struct Session {
     config: Arc<RwLock<Arc<Config>>>,
     /// For a session that arrives on a backend that a reload has made one to leave.
     missed_by_reload: Sender<Arc<Session>>,
+    /// Where it goes while no server takes it.
+    holds: Arc<Holds>,
+    /// It is there now.
+    held: AtomicBool,
     last_transfer: Mutex<Option<LastTransfer>>,
     opened: Instant,
     /// Why it ends; the first reason stands.
@@ -100,6 +104,7 @@ impl Session {
         transfer: TransferContext,
         config: &Arc<RwLock<Arc<Config>>>,
         missed_by_reload: &Sender<Arc<Session>>,
+        holds: &Arc<Holds>,
     ) -> Arc<Self> {
         let skip = transfer.dialect.skip_rule();
         let interrupt = Arc::clone(&transfer.read_deadline) as Arc<dyn Interrupt>;
@@ -110,6 +115,8 @@ impl Session {
             transfer,
             config: Arc::clone(config),
             missed_by_reload: missed_by_reload.clone(),
+            holds: Arc::clone(holds),
+            held: AtomicBool::new(false),
             last_transfer: Mutex::new(None),
             opened: Instant::now(),
             reason: Mutex::new(None),

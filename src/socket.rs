@@ -12,6 +12,7 @@ mod read_deadline;
 
 use std::io::{self, ErrorKind};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -285,6 +286,16 @@ impl Socket {
         self.wait_ready(PollFlags::IN, Some(Instant::now())).is_ok()
     }
 
+    /// What waits to be read now, as far as `into` has room, without taking it; 0: the
+    /// peer has sent its end.
+    ///
+    /// # Errors
+    /// As [`Self::read`]; `WouldBlock` where nothing waits.
+    pub(crate) fn peek_now(&self, into: &mut [u8]) -> io::Result<usize> {
+        let (count, _) = recv(self.stream(), into, RecvFlags::DONTWAIT | RecvFlags::PEEK)?;
+        Ok(count)
+    }
+
     /// The first byte that waits to be read, without taking it; waits for it
     /// until `deadline`.  `None`: the peer has sent nothing and will not.
     ///
@@ -333,6 +344,12 @@ impl Socket {
     /// Where the connection has ended.
     pub fn peer_address(&self) -> io::Result<SocketAddr> {
         self.stream().peer_addr()
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream().as_fd()
     }
 }
 

@@ -145,7 +145,7 @@ pub(crate) fn status(state: &ProxyState) -> Status {
                 state: state_word(backend.state).to_owned(),
                 up: backend.up,
                 sessions: backend.sessions,
-                held: 0,
+                held: state.holds.held_on(backend.id),
             })
             .collect(),
         sessions: state.sessions.snapshot().len(),
@@ -185,9 +185,11 @@ fn session_status(session: SessionView, now: Instant) -> SessionStatus {
         forwarding,
         last_transfer,
         immovable,
+        held,
         ..
     } = session;
     let state = match forwarding.activity {
+        _ if held => "held",
         Activity::Idle => "idle",
         Activity::Active => "active",
         Activity::Transaction => "transaction",
@@ -237,6 +239,10 @@ pub(crate) fn reading(state: &ProxyState) -> Reading {
         }
     }
     let backends = state.connector.balancer().view();
+    let held = backends
+        .iter()
+        .map(|backend| state.holds.held_on(backend.id));
+    let sessions_held = held.sum();
     Reading {
         backends: backends
             .into_iter()
@@ -248,7 +254,7 @@ pub(crate) fn reading(state: &ProxyState) -> Reading {
             })
             .collect(),
         sessions_max: state.config.read().max_connections,
-        sessions_held: 0,
+        sessions_held,
         pending,
     }
 }

@@ -61,6 +61,8 @@ pub(crate) struct MoveTicket {
     issued: Instant,
     /// Counts the ticket as waiting, then as under way.
     gauge: Option<GaugeGuard>,
+    /// Its session is held until a server takes it.
+    held: bool,
     reported: bool,
 }
 
@@ -83,6 +85,7 @@ impl MoveTicket {
             session,
             queued: Arc::default(),
             issued: Instant::now(),
+            held: false,
             reported: false,
         }
     }
@@ -98,6 +101,13 @@ impl MoveTicket {
     pub(crate) fn begin(&mut self, from: Arc<str>) {
         self.from = from;
         self.gauge = Some(self.round.metrics().hold(Gauge::RebalanceRunning));
+    }
+
+    /// The session is held: its outcome comes when that ends.
+    pub(crate) fn hold(&mut self) {
+        if !std::mem::replace(&mut self.held, true) {
+            self.round.note_held();
+        }
     }
 
     /// The transfer has ended.
@@ -154,6 +164,9 @@ impl MoveTicket {
             held: report.blocked,
             state_bytes: report.state_bytes,
         });
+        if self.held {
+            self.round.note_no_longer_held();
+        }
         self.round.note(report.outcome);
     }
 

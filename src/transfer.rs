@@ -21,6 +21,7 @@
 //! Up to the new server's confirmation nothing but reads and one observer
 //! statement touches the old connection, so keeping costs nothing.
 
+mod held;
 mod restore;
 mod state_query;
 
@@ -31,7 +32,9 @@ use parking_lot::Mutex;
 
 use crate::config::Migration;
 use crate::connector::Connector;
-use crate::dialect::{BadAnswer, CustomNames, Dialect, LoginMethod, SessionTransfer};
+use crate::dialect::{
+    BadAnswer, CustomNames, Dialect, LoginMethod, Request, SessionState, SessionTransfer,
+};
 use crate::error::{Error, Peer};
 use crate::exchange::Unnamed;
 use crate::forwarder::{Closing, NotParked, Ready, Resumed, Suspension};
@@ -39,14 +42,18 @@ use crate::frame::FrameReader;
 use crate::message::{ProcessId, TERMINATE};
 use crate::metrics::{Reason, ReasonLabel, TransferOutcome};
 use crate::parameters::Parameters;
-use crate::round::Round;
+use crate::round::{Aim, Round};
 use crate::server_conn::ServerConn;
 use crate::socket::ReadDeadline;
 use crate::startup::StartupPacket;
 use crate::stream::Stream;
 use crate::ticket::{MoveTicket, Report};
+pub(crate) use held::{Attempted, HeldTransfer};
 use restore::{Limits, Restored, Wanted};
 use state_query::{NoState, OldServer};
+
+/// Stack of each of a session's threads; only what is used becomes resident.
+pub(crate) const STACK_BYTES: usize = 256 * 1024;
 
 /// What a transfer needs of a session, owned by both.
 pub(crate) struct TransferContext {
@@ -104,17 +111,26 @@ enum Outcome {
         resumed: Resumed,
     },
     Lost(Lost),
+    Held {
+        state: Box<dyn SessionState>,
+        unnamed: Option<Vec<u8>>,
+        reader: FrameReader,
+        /// What the old server said to the client meanwhile.
+        to_client: Vec<u8>,
+    },
 }
 
 /// Carries out a transfer within `limits` and reports it.  `lose` ends the session where its
-/// server is gone.
+/// server is gone.  Returns the session where it is to be held instead: its round wants
+/// that, or no server takes it now and `[migration] hold` allows to wait for one.
+#[must_use]
 pub(crate) fn run(
     ready: Ready<ServerConn, MoveTicket>,
     context: &TransferContext,
     limits: &Migration,
     login: Option<LoginMethod>,
     lose: impl FnOnce(Lost),
-) {
+) -> Option<Box<HeldTransfer>> {
     let Ready {
         suspension,
         mut ticket,
@@ -127,6 +143,7 @@ pub(crate) fn run(
     let mut attempt = Attempt {
         context,
         max_state_bytes: limits.max_state_size,
+        may_hold: !limits.hold.is_zero(),
         login,
         suspension: &suspension,
         round: ticket.round(),
@@ -135,7 +152,7 @@ pub(crate) fn run(
     };
     let mut outcome = attempt.run();
     let state_bytes = attempt.state_bytes;
-    if let (Some(closing), Outcome::Kept { .. } | Outcome::Lost(_)) =
+    if let (Some(closing), Outcome::Kept { .. } | Outcome::Lost(_) | Outcome::Held { .. }) =
         (suspension.closing(), &outcome)
     {
         // Whoever ended the session has shut its sockets, which is no failure of the
@@ -154,38 +171,30 @@ pub(crate) fn run(
     let report = match outcome {
         Outcome::Moved {
             restored,
-            mut to_client,
+            to_client,
+        } => match take_over(context, suspension, *restored, to_client) {
+            Ok(to) => report(TransferOutcome::Success, None, Some(to)),
+            Err(closing) => report(TransferOutcome::Recoverable, Some(closing.reason()), None),
+        },
+        Outcome::Held {
+            state,
+            unnamed,
+            reader,
+            to_client,
         } => {
-            let Restored {
-                server,
-                parameters,
-                to_client: notifications,
-                leftover,
-            } = *restored;
-            let to = Arc::clone(server.assignment.name());
-            let old = suspension.server();
-            let mut known = context.parameters.lock();
-            known.change_server(&old.login, &server.login, &mut to_client);
-            known.update(&parameters, &mut to_client);
-            drop((known, old));
-            to_client.extend(notifications);
-            let resumed = Resumed {
-                leftover,
+            // Others are captured meanwhile.
+            drop(permit);
+            return Some(Box::new(HeldTransfer {
+                suspension,
+                ticket,
+                waited,
+                suspended,
+                state,
+                unnamed,
+                reader,
                 to_client,
-                late_responses: 0,
-            };
-            match suspension.resume_moved(Arc::new(server), resumed) {
-                Ok(old) => {
-                    let report = report(TransferOutcome::Success, None, Some(to));
-                    terminate_server(&old.stream);
-                    report
-                }
-                Err((new, closing)) => {
-                    terminate_server(&new.stream);
-                    let reason = Some(closing.reason());
-                    report(TransferOutcome::Recoverable, reason, None)
-                }
-            }
+                server_gone: false,
+            }));
         }
         Outcome::Kept { reason, resumed } => {
             suspension.resume_kept(resumed);
@@ -201,6 +210,75 @@ pub(crate) fn run(
     ticket.finish(&report);
     // Last, since it may start the next transfer in the queue.
     drop(permit);
+    None
+}
+
+/// Swaps a session's connections for its restored ones, lets it go on there and ends the
+/// old one; the new backend's name.
+///
+/// # Errors
+/// The session has been closed meanwhile; the new connection is ended.
+fn take_over(
+    context: &TransferContext,
+    suspension: Suspension<ServerConn, MoveTicket>,
+    restored: Restored,
+    mut to_client: Vec<u8>,
+) -> Result<Arc<str>, Closing> {
+    let Restored {
+        server,
+        parameters,
+        to_client: notifications,
+        leftover,
+    } = restored;
+    let to = Arc::clone(server.assignment.name());
+    let old = suspension.server();
+    let mut known = context.parameters.lock();
+    known.change_server(&old.login, &server.login, &mut to_client);
+    known.update(&parameters, &mut to_client);
+    drop((known, old));
+    to_client.extend(notifications);
+    let resumed = Resumed {
+        leftover,
+        to_client,
+        late_responses: 0,
+    };
+    match suspension.resume_moved(Arc::new(server), resumed) {
+        Ok(old) => {
+            terminate_server(&old.stream);
+            Ok(to)
+        }
+        Err((new, closing)) => {
+            terminate_server(&new.stream);
+            Err(closing)
+        }
+    }
+}
+
+/// Takes from the old server what it says until the session has left it: that is the
+/// client's as well, but not its FATAL, which is true of that connection only.
+///
+/// # Errors
+/// The session has to stay: why, and how many ReadyForQuery are still to come there.
+fn leave_old(
+    server: &mut OldServer<'_>,
+    last_request: Option<Request>,
+    max_state_bytes: usize,
+) -> Result<(), (Reason, usize)> {
+    let last = match last_request {
+        Some(request) => server.ask(&request, max_state_bytes).map(drop),
+        None => Ok(()),
+    };
+    match last.and_then(|()| server.take_unasked()) {
+        Ok(()) => Ok(()),
+        Err(NoState::LateResponse {
+            ready_for_queries,
+            reason,
+        }) => Err((reason, ready_for_queries)),
+        Err(NoState::Answered(_) | NoState::Lost { .. }) => {
+            log::debug!("the old server's connection ended just after the restore");
+            Ok(())
+        }
+    }
 }
 
 /// Ends a connection that has no session any more.  The server closes its side;
@@ -215,6 +293,7 @@ fn terminate_server(stream: &Stream) {
 struct Attempt<'a> {
     context: &'a TransferContext,
     max_state_bytes: usize,
+    may_hold: bool,
     /// How the proxy gets in on the new server.
     login: Option<LoginMethod>,
     suspension: &'a Suspension<ServerConn, MoveTicket>,
@@ -307,36 +386,41 @@ impl Attempt<'_> {
             max_state_bytes: self.max_state_bytes,
             deadline: self.deadline,
         };
+        if matches!(self.round.aim(), Aim::Hold(_)) {
+            return held(state, unnamed, server);
+        }
         let wanted = Wanted {
             state: &*state,
             unnamed: unnamed.as_deref(),
+            leaves: Some(old.assignment.id()),
         };
         match restore::restore(self.context, &old, wanted, started, limits) {
             Ok(restored) => {
-                // What it says now is the client's as well, and read before its
-                // connection goes; but not its FATAL, which is true of that
-                // connection only.
-                let last = match state.last_request() {
-                    Some(request) => server.ask(&request, self.max_state_bytes).map(drop),
-                    None => Ok(()),
-                };
-                match last.and_then(|()| server.take_unasked()) {
-                    Ok(()) => {}
-                    Err(NoState::LateResponse {
-                        ready_for_queries,
-                        reason,
-                    }) => return kept(reason, server.resumed(ready_for_queries)),
-                    Err(NoState::Answered(_) | NoState::Lost { .. }) => {
-                        log::debug!("the old server's connection ended just after the restore");
-                    }
-                }
-                Outcome::Moved {
-                    restored: Box::new(restored),
-                    to_client: server.to_client,
+                // Read before the old connection goes.
+                let last_request = state.last_request();
+                match leave_old(&mut server, last_request, self.max_state_bytes) {
+                    Ok(()) => Outcome::Moved {
+                        restored: Box::new(restored),
+                        to_client: server.to_client,
+                    },
+                    Err((reason, late_responses)) => kept(reason, server.resumed(late_responses)),
                 }
             }
+            Err(Reason {
+                label: ReasonLabel::NoTarget | ReasonLabel::Target,
+                ..
+            }) if self.may_hold => held(state, unnamed, server),
             Err(reason) => kept(reason, server.resumed(0)),
         }
+    }
+}
+
+fn held(state: Box<dyn SessionState>, unnamed: Option<Vec<u8>>, server: OldServer<'_>) -> Outcome {
+    Outcome::Held {
+        state,
+        unnamed,
+        reader: server.reader,
+        to_client: server.to_client,
     }
 }
 

@@ -139,6 +139,17 @@ impl Workers {
         None
     }
 
+    /// A permit, where there is one now.
+    pub(crate) fn try_take(self: &Arc<Self>) -> Option<WorkerPermit> {
+        let mut queue = self.queue.lock();
+        queue.has_room().then(|| {
+            queue.busy += 1;
+            WorkerPermit {
+                workers: Arc::clone(self),
+            }
+        })
+    }
+
     /// Whether a permit could be had now.
     pub(crate) fn has_room(&self) -> bool {
         self.queue.lock().has_room()

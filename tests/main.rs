@@ -16,6 +16,7 @@
 //! | a cancel is lost or hits the wrong query | cancel |
 //! | TLS: handshakes, certificates, channel binding, alerts | tls |
 //! | a reload loses or changes what it should not | reload, tls/reload |
+//! | a session is lost while its server restarts, a hold does not end | hold |
 //! | `/readyz` is wrong or late, a backend counts as up or down and is not | health |
 //! | a server's bytes cost memory or time that they should not | hostile_servers |
 //! | a log line is forged, swollen or lost, or the log stops the proxy | logging |
@@ -50,6 +51,7 @@ mod exchange;
 mod exhaustion;
 mod fuzz;
 mod health;
+mod hold;
 mod hostile_servers;
 mod logging;
 mod metrics;

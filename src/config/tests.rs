@@ -50,6 +50,7 @@ fn one_backend_is_enough_and_the_rest_has_defaults() {
                 wait: Duration::from_secs(60),
                 workers: 32,
                 max_state_size: 16 * 1024 * 1024,
+                hold: Duration::ZERO,
             },
             backends: vec![BackendConfig {
                 name: "pod-a".to_owned(),
@@ -89,6 +90,7 @@ timeout = "1m 30s"
 wait = "0s"
 workers = 1024
 max_state_size = "512KiB"
+hold = "30s"
 [login]
 method = "trust"
 [[backend]]
@@ -129,6 +131,7 @@ address = "[fe80::1%eth0]:65535"
             wait: Duration::ZERO,
             workers: 1024,
             max_state_size: 512 * 1024,
+            hold: Duration::from_secs(30),
         },
         backends: vec![
             BackendConfig {
@@ -343,6 +346,10 @@ fn a_bad_key_is_named_with_its_line() {
         (
             "[migration]\nmax_state_size = \"16\"",
             &format!("2: migration.max_state_size: {size} \"16\""),
+        ),
+        (
+            "[migration]\nhold = \"11m\"",
+            "2: migration.hold: expected at most 10m, which is how long a session's revival token lives",
         ),
         (
             "[migration]\nmax_state_size = \"1GiB\"",

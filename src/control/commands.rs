@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 use serde_json::{Value, json};
 
+use super::holding;
 use super::protocol::{Command, Done};
 use super::table::{printable, table};
 use super::{Order, Reloaded};
@@ -17,12 +18,12 @@ use crate::session::Session;
 use crate::status::{SessionStatus, sessions, status};
 
 /// Between two progress lines, and two looks at a drain.
-const PROGRESS: Duration = Duration::from_secs(1);
+pub(super) const PROGRESS: Duration = Duration::from_secs(1);
 /// Before the sessions that a drain's round left behind are asked again.
 const DRAIN_RETRY: Duration = Duration::from_secs(2);
 
 /// Between two looks at logins and moves that are under way to a draining backend.
-const ARRIVAL_LOOK: Duration = Duration::from_millis(50);
+pub(super) const ARRIVAL_LOOK: Duration = Duration::from_millis(50);
 
 /// What a command works with.
 pub(super) struct Running<'a> {
@@ -47,16 +48,18 @@ pub(super) fn run(command: Command, running: &mut Running<'_>) -> Done {
         } => migrate(running, backend.as_deref(), conn, wait),
         Command::Drain { name, wait } => drain(running, &name, wait),
         Command::Ready { name } => ready(running.state, &name),
+        Command::Hold { name, wait } => holding::hold(running, &name, wait),
+        Command::Release { name } => holding::release(running.state, &name),
         Command::Kill { conn } => kill(running.state, conn),
         Command::Reload => reload(running.orders),
     }
 }
 
-fn done(code: u8, text: String, json: Value) -> Done {
+pub(super) fn done(code: u8, text: String, json: Value) -> Done {
     Done { code, text, json }
 }
 
-fn not_done(reason: impl Into<String>) -> Done {
+pub(super) fn not_done(reason: impl Into<String>) -> Done {
     let reason = reason.into();
     done(1, format!("{reason}\n"), json!({ "error": reason }))
 }
@@ -174,11 +177,11 @@ fn has_backend(state: &ProxyState, name: &str) -> bool {
     backends.iter().any(|backend| &*backend.name == name)
 }
 
-fn no_backend(name: &str) -> Done {
+pub(super) fn no_backend(name: &str) -> Done {
     not_done(format!("there is no backend {:?}", printable(name, 63)))
 }
 
-fn sessions_on(state: &ProxyState, backend: &str) -> Vec<Arc<Session>> {
+pub(super) fn sessions_on(state: &ProxyState, backend: &str) -> Vec<Arc<Session>> {
     let mut found = state.sessions.snapshot();
     found.retain(|session| &*session.backend_name() == backend);
     found
@@ -213,7 +216,7 @@ fn migrate(
     }
 }
 
-fn start_round(
+pub(super) fn start_round(
     running: &Running<'_>,
     sessions: Vec<Arc<Session>>,
     aim: Aim,
@@ -276,7 +279,7 @@ fn round_done(round: &Round) -> Done {
     done(u8::from(view.success < view.sessions), text, json)
 }
 
-fn not_moved_table(left: &[NotMoved]) -> String {
+pub(super) fn not_moved_table(left: &[NotMoved]) -> String {
     let rows: Vec<_> = left
         .iter()
         .map(|session| {
@@ -291,7 +294,7 @@ fn not_moved_table(left: &[NotMoved]) -> String {
     table(&["CONN", "CLIENT", "USER", "REASON"], &rows)
 }
 
-fn not_moved_json(left: &[NotMoved]) -> Value {
+pub(super) fn not_moved_json(left: &[NotMoved]) -> Value {
     left.iter()
         .map(|session| {
             json!({
@@ -350,7 +353,7 @@ fn drain(running: &mut Running<'_>, name: &str, wait: Option<Duration>) -> Done 
 }
 
 /// Sessions on a backend, and logins and moves on their way there.
-fn placed_on(state: &ProxyState, name: &str) -> usize {
+pub(super) fn placed_on(state: &ProxyState, name: &str) -> usize {
     let backends = state.connector.balancer().view();
     let named = backends.iter().filter(|backend| &*backend.name == name);
     named.map(|backend| backend.sessions).sum()

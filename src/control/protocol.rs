@@ -45,6 +45,18 @@ pub enum Command {
         /// Which.
         name: String,
     },
+    /// The sessions of a backend are captured and held until it comes back.
+    Hold {
+        /// Which.
+        name: String,
+        /// How long a busy session may take; else `[migration] wait`.
+        wait: Option<Duration>,
+    },
+    /// The sessions of a backend go on.
+    Release {
+        /// Which.
+        name: String,
+    },
     /// One session is ended.
     Kill {
         /// Which.

@@ -32,6 +32,10 @@ const RESTORE_COLUMN: &[u8] = b"crdb_internal.deserialize_session";
 /// other check, so no client may.
 const REVIVAL_TOKEN: &[u8] = b"crdb:session_revival_token_base64";
 
+/// How long a token lets its session in (CockroachDB's `pkg/ccl/securityccl`, its issue
+/// and expiry are ten minutes apart).
+pub(super) const TOKEN_LIFETIME: Duration = Duration::from_secs(600);
+
 /// Tells a node the client's address behind the proxy.
 const REMOTE_ADDRESS: &[u8] = b"crdb:remote_addr";
 

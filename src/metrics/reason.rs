@@ -43,6 +43,8 @@ pub(crate) enum ReasonLabel {
     ServerLost,
     /// There was no thread.
     NoThread,
+    /// It was held, and let go on its own server again.
+    Released,
 }
 
 impl ReasonLabel {
@@ -68,6 +70,7 @@ impl ReasonLabel {
             Self::Restore => "restore",
             Self::ServerLost => "server_lost",
             Self::NoThread => "no_thread",
+            Self::Released => "released",
         }
     }
 }

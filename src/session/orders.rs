@@ -6,14 +6,15 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::{STACK_BYTES, Session};
+use super::Session;
 use crate::disconnect::DisconnectReason;
 use crate::forwarder::{Closing, Obstacle, Ordered, Ready};
+use crate::hold::HeldSession;
 use crate::metrics::{Reason, ReasonLabel};
 use crate::round::{Aim, Movable, Round};
 use crate::server_conn::ServerConn;
 use crate::ticket::MoveTicket;
-use crate::transfer;
+use crate::transfer::{self, STACK_BYTES};
 use crate::workers::{LastTransfer, RetryOrder};
 
 impl RetryOrder for Session {
@@ -104,7 +105,12 @@ impl Session {
         let Some(session) = self.this.upgrade() else {
             return;
         };
-        if ready.ticket.round().aim() == Aim::EmptyDraining && !self.must_leave() {
+        let is_needed = match ready.ticket.round().aim() {
+            Aim::MoveAll => true,
+            Aim::EmptyDraining => self.must_leave(),
+            Aim::Hold(backend) => self.backend() == backend && self.holds.is_commanded(backend),
+        };
+        if !is_needed {
             let Ready {
                 suspension,
                 ticket,
@@ -130,10 +136,14 @@ impl Session {
                     let config = Arc::clone(&session.config.read());
                     let (limits, login) = (&config.migration, config.login);
                     let before = session.backend();
-                    transfer::run(ready, &session.transfer, limits, login, |lost| {
-                        session.set_reason(DisconnectReason::ServerLost(lost));
-                        session.close(Closing::Ended);
+                    let held = transfer::run(ready, &session.transfer, limits, login, |lost| {
+                        HeldSession::lose(&*session, lost);
                     });
+                    if let Some(held) = held {
+                        let holds = Arc::clone(&session.holds);
+                        holds.hold(&(session as Arc<dyn HeldSession>), held);
+                        return;
+                    }
                     if session.backend() != before && session.must_leave() {
                         // A reload came meanwhile, whose round took it for moved.
                         let _ = session.missed_by_reload.send(Arc::clone(&session));

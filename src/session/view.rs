@@ -23,6 +23,8 @@ pub(crate) struct SessionView {
     pub backend: Arc<str>,
     /// When it was opened.
     pub opened: Instant,
+    /// Whether it is held until a server takes it.
+    pub held: bool,
     /// What it does.
     pub forwarding: View,
     /// How its last order to move ended.
@@ -47,6 +49,7 @@ impl Session {
             server_tls: server.stream.is_encrypted(),
             backend: Arc::clone(server.assignment.name()),
             opened: self.opened,
+            held: self.is_held(),
             forwarding: self.forwarder.view(),
             last_transfer: self.last_transfer.lock().clone(),
             immovable: self.transfer.session_transfer(login).err(),

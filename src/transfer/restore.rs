@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::TransferContext;
 use super::state_query::{MAX_UNASKED_BYTES, answer_limit};
 use crate::authentication::Login;
-use crate::balancer::NoTarget;
+use crate::balancer::{BackendId, NoTarget};
 use crate::connector::{Connected, TargetError};
 use crate::dialect::{Answer, SessionState, Turn};
 use crate::error::{Error, Peer};
@@ -41,16 +41,22 @@ pub(super) struct Wanted<'a> {
     pub(super) state: &'a dyn SessionState,
     /// The client's last Parse without a name, where its statement is still there.
     pub(super) unnamed: Option<&'a [u8]>,
+    /// The backend that it leaves; `None`: it may come back to its own.
+    pub(super) leaves: Option<BackendId>,
 }
 
-/// Opens a connection to another server than `old` and restores the session on it.
+/// Opens a connection to a server that takes the session over from `old`, and restores it there.
 ///
 /// # Errors
 /// Names the target and the step, for the log; the new connection is closed.
 pub(super) fn restore(
     context: &TransferContext,
     old: &ServerConn,
-    Wanted { state, unnamed }: Wanted<'_>,
+    Wanted {
+        state,
+        unnamed,
+        leaves,
+    }: Wanted<'_>,
     round_started: Instant,
     limits: Limits,
 ) -> Result<Restored, Reason> {
@@ -64,7 +70,7 @@ pub(super) fn restore(
     let (connected, login) = context
         .connector
         .log_in_target(
-            (old.assignment.id(), old.stream.is_encrypted()),
+            (leaves, old.stream.is_encrypted()),
             &startup.to_bytes(),
             state.login_by(),
             &context.read_deadline,

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::OnceLock;
 use std::thread;
 
@@ -27,6 +27,7 @@ pub(crate) struct Cluster {
     address: SocketAddr,
     /// Stops the server and removes its files when its standard input ends.
     keeper: Child,
+    answers: BufReader<ChildStdout>,
 }
 
 impl Cluster {
@@ -100,9 +101,16 @@ impl Cluster {
             .arg("-c")
             .arg(
                 r#"directory=$1; shift
-                "$@" </dev/null & server=$!
+                "$@" </dev/null >/dev/null & server=$!
                 exec 2>/dev/null
-                read -r keep
+                while read -r order; do
+                    case $order in
+                    stop) kill -INT "$server"; wait "$server"; echo stopped ;;
+                    crash) kill -KILL "$server"; wait "$server"; echo stopped ;;
+                    start) "$@" </dev/null >/dev/null & server=$!; echo started ;;
+                    keep) keep=yes ;;
+                    esac
+                done
                 kill -INT "$server"; wait "$server"
                 [ "$keep" ] || rm -rf -- "$directory""#,
             )
@@ -124,7 +132,7 @@ impl Cluster {
             // An interrupt from the terminal is for the tests alone.
             .process_group(0)
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
@@ -144,16 +152,54 @@ impl Cluster {
             keeper.wait().unwrap();
             return None;
         }
+        let answers = BufReader::new(keeper.stdout.take().unwrap());
         Some(Self {
             directory: directory.to_owned(),
             address,
             keeper,
+            answers,
         })
     }
 
     /// Where it listens for TCP.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    fn order(&mut self, order: &str) {
+        let stdin = self.keeper.stdin.as_mut().unwrap();
+        writeln!(stdin, "{order}").unwrap();
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer).unwrap();
+    }
+
+    /// Stops it as `pg_ctl stop -m fast` does; returns when it has ended.
+    pub(crate) fn stop(&mut self) {
+        self.order("stop");
+    }
+
+    /// Kills it as the kernel does when memory runs out.
+    pub(crate) fn crash(&mut self) {
+        self.order("crash");
+    }
+
+    /// Starts it again where it was; returns when it takes logins.
+    pub(crate) fn start_again(&mut self) {
+        let deadline = super::soon();
+        loop {
+            self.order("start");
+            // One that finds a crashed server's processes still there ends at once.
+            for _ in 0..50 {
+                if self.try_client().is_ok() {
+                    return;
+                }
+                assert!(
+                    std::time::Instant::now() < deadline,
+                    "PostgreSQL does not start"
+                );
+                thread::sleep(std::time::Duration::from_millis(20));
+            }
+        }
     }
 
     /// Two addresses of this one server: the simplest pair over one store.
@@ -170,12 +216,15 @@ impl Cluster {
 
     /// A connection of an ordinary client.
     pub(crate) fn client(&self) -> postgres::Client {
+        self.try_client().unwrap()
+    }
+
+    fn try_client(&self) -> Result<postgres::Client, postgres::Error> {
         postgres::Config::new()
             .host(&self.address().ip().to_string())
             .port(self.address().port())
             .user(USER)
             .connect(postgres::NoTls)
-            .unwrap()
     }
 }
 

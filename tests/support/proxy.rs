@@ -58,6 +58,12 @@ impl Setup {
         self
     }
 
+    /// Adds a backend.
+    pub(crate) fn backend(mut self, name: &str, address: SocketAddr, state: &'static str) -> Self {
+        self.backends.push((name.to_owned(), address, state));
+        self
+    }
+
     pub(crate) fn text(&self) -> String {
         let mut top = self.top.clone();
         if !top.contains("health_interval") {
@@ -79,6 +85,9 @@ impl Setup {
         Proxy::start(&self.text())
     }
 }
+
+/// For [`Setup::top`]: commands can be given.
+pub(crate) const CONTROL: &str = "control_socket = \"control.sock\"";
 
 /// How a transfer came out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -253,6 +262,32 @@ impl Proxy {
         let position = self.log.position();
         self.signal(Signal::USR1);
         self.wait_round(position)
+    }
+
+    /// Gives a command through the control socket, `CONTROL` in the setup; its exit code and
+    /// what it said.
+    pub(crate) fn ask(&self, arguments: &[&str]) -> (i32, String) {
+        let output = command()
+            .arg("--config")
+            .arg(self.directory.path().join("proxy.conf"))
+            .args(arguments)
+            .output()
+            .unwrap();
+        let text = [output.stdout.as_slice(), &output.stderr].concat();
+        (
+            output.status.code().unwrap(),
+            String::from_utf8(text).unwrap(),
+        )
+    }
+
+    /// The same, as JSON.
+    pub(crate) fn ask_json(&self, arguments: &[&str]) -> (i32, serde_json::Value) {
+        let (code, text) = self.ask(&[arguments, &["--json"]].concat());
+        let value = serde_json::from_str(&text);
+        (
+            code,
+            value.unwrap_or_else(|error| panic!("{error}: {text}")),
+        )
     }
 
     /// The first round that ends after `position`.

@@ -1,0 +1,120 @@
+//! `hold` and `release`: one server's restart under its sessions.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::commands::{
+    ARRIVAL_LOOK, PROGRESS, Running, done, no_backend, not_done, not_moved_json, not_moved_table,
+    placed_on, sessions_on, start_round,
+};
+use super::protocol::Done;
+use crate::connection::ProxyState;
+use crate::hold::HoldError;
+use crate::round::{Aim, NotMoved, Round};
+
+/// Captures and holds the sessions of a backend, each at its safe point.
+pub(super) fn hold(running: &mut Running<'_>, name: &str, wait: Option<Duration>) -> Done {
+    let state = running.state;
+    let Some(backend) = state.connector.balancer().find(name) else {
+        return no_backend(name);
+    };
+    let migration = state.config.read().migration.clone();
+    if migration.hold.is_zero() {
+        return not_done(HoldError::Off.to_string());
+    }
+    let now = Instant::now();
+    let until = now + migration.hold;
+    // Who is held first is held no longer than that either.
+    let deadline = now + wait.unwrap_or(migration.wait).min(migration.hold);
+    if let Err(error) = state.holds.begin(backend.id, &backend.name, until) {
+        return not_done(error.to_string());
+    }
+    // Those that log in meanwhile come to a round of their own; nobody is asked twice.
+    let mut asked = HashSet::new();
+    let mut left = Vec::new();
+    loop {
+        let mut sessions = sessions_on(state, name);
+        sessions.retain(|session| !session.is_held() && asked.insert(session.name().conn));
+        if sessions.is_empty() {
+            let arriving = placed_on(state, name) > sessions_on(state, name).len();
+            if !arriving || Instant::now() >= deadline {
+                break;
+            }
+            std::thread::sleep(ARRIVAL_LOOK);
+            continue;
+        }
+        let rest = deadline.saturating_duration_since(Instant::now());
+        let aim = Aim::Hold(backend.id);
+        let Some(round) = start_round(running, sessions, aim, Some(rest)) else {
+            state.holds.release(backend.id);
+            return not_done("no round could be started");
+        };
+        // Behind the deadline the round takes its orders back; what is under way ends.
+        if !wait_held(running, &round, deadline + migration.timeout) {
+            // Whoever asked has gone before it was done, and nobody would release it.
+            state.holds.release(backend.id);
+            return not_done("its client has gone");
+        }
+        left.extend(round.not_moved());
+    }
+    // Who has left meanwhile stands in nobody's way.
+    let there: HashSet<_> = sessions_on(state, name)
+        .iter()
+        .map(|session| session.name().conn)
+        .collect();
+    left.retain(|session: &NotMoved| there.contains(&session.conn));
+    if !state.holds.is_commanded(backend.id) {
+        return not_done(format!("backend {name} was released meanwhile"));
+    }
+    held(name, state.holds.held_on(backend.id), &left)
+}
+
+/// Waits until all of a round are held or stay, or until `deadline`; false: the client
+/// has gone.
+fn wait_held(running: &mut Running<'_>, round: &Round, deadline: Instant) -> bool {
+    while !round.wait_held(deadline.min(Instant::now() + PROGRESS)) {
+        if Instant::now() >= deadline {
+            return true;
+        }
+        let view = round.view();
+        let line = format!("{} of {} held", view.held, view.sessions);
+        if !(running.progress)(line) {
+            return false;
+        }
+    }
+    true
+}
+
+fn held(name: &str, held: usize, left: &[NotMoved]) -> Done {
+    let json = json!({
+        "backend": name,
+        "held": held,
+        "not_held": not_moved_json(left),
+    });
+    if left.is_empty() {
+        let text = format!("backend {name}: {held} sessions are held\n");
+        return done(0, text, json);
+    }
+    let text = format!(
+        "backend {name}: {held} sessions are held, {} go on\n\n{}",
+        left.len(),
+        not_moved_table(left)
+    );
+    done(1, text, json)
+}
+
+/// Lets the sessions of a backend go on.
+pub(super) fn release(state: &ProxyState, name: &str) -> Done {
+    let Some(backend) = state.connector.balancer().find(name) else {
+        return no_backend(name);
+    };
+    let held = state.holds.held_on(backend.id);
+    if !state.holds.release(backend.id) {
+        return not_done(format!("backend {name} is not held"));
+    }
+    log::info!(backend = name, sessions = held; "hold released by command");
+    let text = format!("backend {name} is released, {held} sessions were held\n");
+    done(0, text, json!({ "backend": name, "sessions": held }))
+}

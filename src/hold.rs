@@ -1,0 +1,424 @@
+//! Sessions that are held: captured at their safe point, their clients read no
+//! further, until a server takes them.
+//!
+//! A session gets here from its transfer, which had no server to go to or was ordered
+//! to find none (`hold NAME`).  It costs no thread: one keeper looks after all of them
+//! ([`keeper`]).  A hold of a backend begins with its first session, or with the
+//! command, and is over when the last of its sessions has gone on and no command
+//! keeps it.
+//!
+//! | the old server | something else | the session |
+//! |---|---|---|
+//! | gone | an eligible server takes logins | restored there |
+//! | alive | held by a round, and another server takes logins | moved there |
+//! | alive | released, or held for as long as it may be | goes on where it was |
+//! | gone | held for as long as it may be | FATAL 57P01 |
+//! | – | its client leaves, the proxy ends, it is killed | ended |
+
+mod keeper;
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rustix::event::{EventfdFlags, eventfd};
+
+use crate::balancer::BackendId;
+use crate::config::Migration;
+use crate::connector::Connector;
+use crate::logging::{Milliseconds, event};
+use crate::metrics::ReasonLabel;
+use crate::session_name::SessionName;
+use crate::stream::Stream;
+use crate::transfer::{HeldTransfer, Lost, TransferContext};
+use crate::workers::Workers;
+
+/// A session, as whoever holds it needs it.
+pub(crate) trait HeldSession: Send + Sync {
+    /// Its number and its client.
+    fn name(&self) -> &Arc<SessionName>;
+    /// What its transfer works with.
+    fn context(&self) -> &TransferContext;
+    /// Its client's connection.
+    fn client(&self) -> &Stream;
+    /// The limits in force.
+    fn migration(&self) -> Migration;
+    /// Whether it is held, for whoever asks.
+    fn set_held(&self, held: bool);
+    /// Its client has left, `terminated` with a Terminate: ends it.
+    fn client_left(&self, terminated: bool);
+    /// Its server is lost: ends it.
+    fn lose(&self, lost: Lost);
+    /// The proxy ends: ends it.
+    fn shut_down(&self);
+    /// It goes on: looks for what was asked of it meanwhile.
+    fn gone_on(&self);
+}
+
+/// Why a session goes on where it was, for the log.
+const RELEASED: &str = "released";
+
+/// How a session's hold ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// On a new connection.
+    Restored,
+    /// On its old one.
+    Resumed,
+    /// Its server went and none took it.
+    Lost,
+    /// It ended for a reason of its own.
+    Ended,
+}
+
+/// One backend whose sessions are held.
+#[derive(Debug)]
+struct BackendHold {
+    name: Arc<str>,
+    began: Instant,
+    /// An operator's command keeps it, until then.
+    command_until: Option<Instant>,
+    /// When its server was first seen gone.
+    gone: Option<Instant>,
+    /// Sessions that are held now.
+    held: usize,
+    /// All that were.
+    sessions: usize,
+    restored: usize,
+    resumed: usize,
+    lost: usize,
+}
+
+#[derive(Default)]
+struct Book {
+    backends: HashMap<BackendId, BackendHold>,
+    /// For the keeper.
+    arrived: Vec<Held>,
+    /// Backends whose sessions are to go on where they are.
+    released: Vec<BackendId>,
+    stopping: bool,
+    keeper_runs: bool,
+}
+
+/// All sessions that are held.
+pub(crate) struct Holds {
+    connector: Arc<Connector>,
+    workers: Arc<Workers>,
+    book: Mutex<Book>,
+    /// Wakes the keeper.
+    wake: OwnedFd,
+}
+
+/// A session in the keeper's hands.
+struct Held {
+    transfer: Box<HeldTransfer>,
+    place: Place,
+    /// It is let go then, whatever has come.
+    until: Instant,
+    /// How long that is, for its client.
+    patience: Duration,
+    /// Its server has been seen gone, or a server has failed to take it.
+    since: Instant,
+    next_attempt: Instant,
+    backoff: Duration,
+    /// Its client's end means that it has left.
+    client_watched: bool,
+    /// Why the last server did not take it.
+    refused: Option<String>,
+}
+
+/// Counts a session as held until its fate is known.
+struct Place {
+    holds: Arc<Holds>,
+    session: Arc<dyn HeldSession>,
+    backend: BackendId,
+    fate: Option<Fate>,
+}
+
+impl Place {
+    fn finish(mut self, fate: Fate) {
+        self.fate = Some(fate);
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.session.set_held(false);
+        let fate = self.fate.unwrap_or(Fate::Ended);
+        let mut book = self.holds.book.lock();
+        if let Some(hold) = book.backends.get_mut(&self.backend) {
+            hold.held -= 1;
+            match fate {
+                Fate::Restored => hold.restored += 1,
+                Fate::Resumed => hold.resumed += 1,
+                Fate::Lost => hold.lost += 1,
+                Fate::Ended => {}
+            }
+        }
+        drop(book);
+        if fate != Fate::Ended {
+            self.session.gone_on();
+        }
+    }
+}
+
+/// A backend's sessions cannot be held.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum HoldError {
+    /// The configuration does not allow it.
+    #[error("[migration] hold is 0: set how long sessions may be held")]
+    Off,
+    /// There is no thread for it.
+    #[error("no thread to hold sessions: {0}")]
+    Thread(#[from] io::Error),
+    /// The proxy ends.
+    #[error("sqlproxy is shutting down")]
+    Stopping,
+}
+
+impl Holds {
+    /// Nothing is held yet.
+    ///
+    /// # Errors
+    /// Where there is no descriptor left.
+    pub(crate) fn new(connector: &Arc<Connector>, workers: &Arc<Workers>) -> io::Result<Arc<Self>> {
+        Ok(Arc::new(Self {
+            connector: Arc::clone(connector),
+            workers: Arc::clone(workers),
+            book: Mutex::default(),
+            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+        }))
+    }
+
+    /// Holds the sessions of a backend that come to it until `until`, and lets no new
+    /// ones there.
+    ///
+    /// # Errors
+    /// [`HoldError`].
+    pub(crate) fn begin(
+        self: &Arc<Self>,
+        backend: BackendId,
+        name: &Arc<str>,
+        until: Instant,
+    ) -> Result<(), HoldError> {
+        let mut book = self.book.lock();
+        self.need_keeper(&mut book)?;
+        self.hold_of(&mut book, backend, name).command_until = Some(until);
+        drop(book);
+        self.connector.balancer().set_held(backend, true);
+        log::info!(backend = &**name; "hold begun by command");
+        Ok(())
+    }
+
+    /// Lets the sessions of a backend go on whose server lives; those whose server has
+    /// gone wait on.  False: none is held, nor is the backend.
+    pub(crate) fn release(&self, backend: BackendId) -> bool {
+        let mut book = self.book.lock();
+        let Some(hold) = book.backends.get_mut(&backend) else {
+            return false;
+        };
+        hold.command_until = None;
+        book.released.push(backend);
+        drop(book);
+        self.connector.balancer().set_held(backend, false);
+        self.wake();
+        true
+    }
+
+    /// Whether a command keeps the backend held.
+    #[must_use]
+    pub(crate) fn is_commanded(&self, backend: BackendId) -> bool {
+        Self::is_commanded_in(&self.book.lock(), backend)
+    }
+
+    fn is_commanded_in(book: &Book, backend: BackendId) -> bool {
+        let hold = book.backends.get(&backend);
+        hold.is_some_and(|hold| hold.command_until.is_some())
+    }
+
+    /// How many sessions of a backend are held.
+    #[must_use]
+    pub(crate) fn held_on(&self, backend: BackendId) -> usize {
+        let book = self.book.lock();
+        book.backends.get(&backend).map_or(0, |hold| hold.held)
+    }
+
+    /// Ends every session that is held or comes to be.
+    pub(crate) fn stop(&self) {
+        self.book.lock().stopping = true;
+        self.wake();
+    }
+
+    /// Holds a session.
+    pub(crate) fn hold(
+        self: &Arc<Self>,
+        session: &Arc<dyn HeldSession>,
+        mut transfer: Box<HeldTransfer>,
+    ) {
+        let server = transfer.server();
+        let (backend, name) = (server.assignment.id(), Arc::clone(server.assignment.name()));
+        drop(server);
+        let patience = session.migration().hold;
+        let now = Instant::now();
+        let state_bytes = transfer.state_bytes();
+        let mut book = self.book.lock();
+        if let Err(error) = self.need_keeper(&mut book) {
+            drop(book);
+            transfer.resume(ReasonLabel::NoThread, &error.to_string());
+            session.gone_on();
+            return;
+        }
+        if transfer.is_ordered() && !Self::is_commanded_in(&book, backend) {
+            drop(book);
+            transfer.resume(ReasonLabel::Released, RELEASED);
+            session.gone_on();
+            return;
+        }
+        let hold = self.hold_of(&mut book, backend, &name);
+        hold.held += 1;
+        hold.sessions += 1;
+        let until = hold.command_until.unwrap_or(now + patience);
+        session.set_held(true);
+        transfer.note_held();
+        book.arrived.push(Held {
+            transfer,
+            place: Place {
+                holds: Arc::clone(self),
+                session: Arc::clone(session),
+                backend,
+                fate: None,
+            },
+            until,
+            patience,
+            since: now,
+            next_attempt: now,
+            backoff: keeper::FIRST_BACKOFF,
+            client_watched: true,
+            refused: None,
+        });
+        drop(book);
+        event(
+            "session held",
+            &session.name().pairs([
+                ("backend", (&*name).into()),
+                ("state_bytes", state_bytes.into()),
+            ]),
+        );
+        self.wake();
+    }
+
+    fn hold_of<'a>(
+        &self,
+        book: &'a mut Book,
+        backend: BackendId,
+        name: &Arc<str>,
+    ) -> &'a mut BackendHold {
+        book.backends.entry(backend).or_insert_with(|| {
+            self.connector.balancer().news().hold_begins();
+            BackendHold {
+                name: Arc::clone(name),
+                began: Instant::now(),
+                command_until: None,
+                gone: None,
+                held: 0,
+                sessions: 0,
+                restored: 0,
+                resumed: 0,
+                lost: 0,
+            }
+        })
+    }
+
+    fn need_keeper(self: &Arc<Self>, book: &mut Book) -> Result<(), HoldError> {
+        if book.stopping {
+            return Err(HoldError::Stopping);
+        }
+        if !book.keeper_runs {
+            let holds = Arc::clone(self);
+            thread::Builder::new()
+                .name("hold".to_owned())
+                .spawn(move || keeper::Keeper::new(holds).run())?;
+            book.keeper_runs = true;
+        }
+        Ok(())
+    }
+
+    fn wake(&self) {
+        // It is full only where the keeper has been woken already.
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+    }
+
+    /// Ends the holds that are over.  True: the keeper has nothing left to do.
+    fn settle(&self, none_kept: bool, now: Instant) -> bool {
+        let balancer = self.connector.balancer();
+        let mut over = Vec::new();
+        let mut book = self.book.lock();
+        book.backends.retain(|&id, hold| {
+            if hold.gone.is_none() && hold.held == 0 && !balancer.is_reachable(id) {
+                hold.gone = Some(now);
+            }
+            let returned = hold.gone.is_some_and(|gone| balancer.reached_on(id, gone));
+            if hold
+                .command_until
+                .is_some_and(|until| returned || now >= until)
+            {
+                hold.command_until = None;
+                over.push((id, None));
+            }
+            if hold.held > 0 || hold.command_until.is_some() {
+                return true;
+            }
+            let line = HoldFinished {
+                backend: Arc::clone(&hold.name),
+                sessions: hold.sessions,
+                restored: hold.restored,
+                resumed: hold.resumed,
+                lost: hold.lost,
+                elapsed: hold.began.elapsed(),
+            };
+            over.push((id, Some(line)));
+            false
+        });
+        let idle = none_kept && book.backends.is_empty() && book.arrived.is_empty();
+        if idle {
+            book.keeper_runs = false;
+        }
+        drop(book);
+        for (id, line) in over {
+            balancer.set_held(id, false);
+            if let Some(line) = line {
+                balancer.news().hold_ends();
+                line.log();
+            }
+        }
+        idle
+    }
+}
+
+/// A hold that is over.
+struct HoldFinished {
+    backend: Arc<str>,
+    sessions: usize,
+    restored: usize,
+    resumed: usize,
+    lost: usize,
+    elapsed: Duration,
+}
+
+impl HoldFinished {
+    fn log(&self) {
+        log::info!(
+            backend = &*self.backend,
+            sessions = self.sessions,
+            restored = self.restored,
+            resumed = self.resumed,
+            lost = self.lost,
+            elapsed_ms:% = Milliseconds(self.elapsed);
+            "hold finished"
+        );
+    }
+}

@@ -1,0 +1,386 @@
+//! The one thread that looks after all held sessions.
+//!
+//! It waits for what their sockets say and for the next moment that something is
+//! due.  It never waits for a single peer: who dials does so on a thread of its own, a
+//! prober for each backend and, for each session that a server is to take, a worker's.
+
+use std::collections::HashMap;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::{Fate, Held, Holds, RELEASED};
+use crate::balancer::{BackendId, ProbeTarget};
+use crate::error::Refusal;
+use crate::logging::{Milliseconds, event};
+use crate::message::TERMINATE;
+use crate::metrics::ReasonLabel;
+use crate::stream::Stream;
+use crate::transfer::{Attempted, STACK_BYTES};
+
+/// Between two looks at what no descriptor tells: a session that was closed, a backend
+/// that a prober has reached.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+/// Before a session whose server has gone is tried again, doubled each time.
+pub(super) const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+const MAX_BACKOFF: Duration = Duration::from_secs(4);
+/// Between two dials of a backend that is waited for: first, and at the most.
+const FIRST_PROBE: Duration = Duration::from_millis(20);
+const MAX_PROBE: Duration = Duration::from_secs(1);
+
+/// One backend's prober.
+struct Probe {
+    next: Instant,
+    interval: Duration,
+    under_way: Arc<AtomicBool>,
+}
+
+/// See the module.
+pub(super) struct Keeper {
+    holds: Arc<Holds>,
+    held: Vec<Held>,
+    probes: HashMap<BackendId, Probe>,
+}
+
+/// What the sockets of a session say.
+#[derive(Debug, Clone, Copy, Default)]
+struct Seen {
+    client_left: bool,
+    server_speaks: bool,
+}
+
+impl Keeper {
+    pub(super) fn new(holds: Arc<Holds>) -> Self {
+        Self {
+            holds,
+            held: Vec::new(),
+            probes: HashMap::new(),
+        }
+    }
+
+    pub(super) fn run(mut self) {
+        loop {
+            let seen = self.wait();
+            let (released, stopping) = self.look(&seen);
+            let now = Instant::now();
+            self.take_arrived();
+            self.act(&released, stopping, now);
+            self.probe(now);
+            if self.holds.settle(self.held.is_empty(), now) {
+                return;
+            }
+        }
+    }
+
+    fn take_arrived(&mut self) {
+        self.held.append(&mut self.holds.book.lock().arrived);
+    }
+
+    /// Waits for a word of a peer, of a command, or for the next look.
+    fn wait(&self) -> Vec<Seen> {
+        let servers: Vec<_> = self
+            .held
+            .iter()
+            .map(|held| held.transfer.server())
+            .collect();
+        let mut fds = vec![PollFd::new(&self.holds.wake, PollFlags::IN)];
+        for (held, server) in self.held.iter().zip(&servers) {
+            let ends = if held.client_watched {
+                PollFlags::RDHUP
+            } else {
+                PollFlags::empty()
+            };
+            fds.push(PollFd::new(held.place.session.client().socket(), ends));
+            let words = PollFlags::IN | PollFlags::RDHUP;
+            // One that has gone would be ready for ever.  Something has to stand in its
+            // place, and the wake-up never ends.
+            match held.transfer.is_server_gone() {
+                true => fds.push(PollFd::new(&self.holds.wake, PollFlags::empty())),
+                false => fds.push(PollFd::new(server.stream.socket(), words)),
+            }
+        }
+        let timeout = Timespec::try_from(LOOK_INTERVAL).ok();
+        // Interrupted, or without memory: then nothing is known this time.
+        let _ = poll(&mut fds, timeout.as_ref());
+        let mut count = [0; 8];
+        let _ = rustix::io::read(self.holds.wake.as_fd(), &mut count);
+        let ended = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        fds.get(1..)
+            .unwrap_or_default()
+            .chunks_exact(2)
+            .map(|pair| match pair {
+                [client, server] => Seen {
+                    client_left: client.revents().intersects(ended),
+                    server_speaks: !server.revents().is_empty(),
+                },
+                _ => Seen::default(),
+            })
+            .collect()
+    }
+
+    /// Reads what the servers have said, and what commands want.
+    fn look(&mut self, seen: &[Seen]) -> (Vec<BackendId>, bool) {
+        let now = Instant::now();
+        let mut gone = Vec::new();
+        for (held, seen) in self.held.iter_mut().zip(seen) {
+            if seen.client_left {
+                match client_end(held.place.session.client()) {
+                    Some(ClientEnd { terminated }) => held.place.session.client_left(terminated),
+                    // A request of it is still to be answered.
+                    None => held.client_watched = false,
+                }
+            }
+            if seen.server_speaks && !held.transfer.is_server_gone() {
+                held.transfer.look(held.place.session.context());
+                if held.transfer.is_server_gone() {
+                    held.since = now;
+                    held.next_attempt = now;
+                    gone.push(held.place.backend);
+                }
+            }
+        }
+        let mut book = self.holds.book.lock();
+        for backend in gone {
+            if let Some(hold) = book.backends.get_mut(&backend) {
+                hold.gone.get_or_insert(now);
+            }
+        }
+        (std::mem::take(&mut book.released), book.stopping)
+    }
+
+    fn act(&mut self, released: &[BackendId], stopping: bool, now: Instant) {
+        for held in std::mem::take(&mut self.held) {
+            if let Some(held) = self.settle(held, released, stopping, now) {
+                self.held.push(held);
+            }
+        }
+    }
+
+    /// Lets a session go where it may; returns it where it stays held.
+    fn settle(
+        &self,
+        held: Held,
+        released: &[BackendId],
+        stopping: bool,
+        now: Instant,
+    ) -> Option<Held> {
+        if stopping && held.transfer.closing().is_none() {
+            held.place.session.shut_down();
+        }
+        if let Some(closing) = held.transfer.closing() {
+            held.transfer.abandon(closing);
+            held.place.finish(Fate::Ended);
+            return None;
+        }
+        let gone = held.transfer.is_server_gone();
+        let over = now >= held.until;
+        if !gone && (over || released.contains(&held.place.backend)) {
+            let text = match over {
+                true => "hold is over, its server is still there",
+                false => RELEASED,
+            };
+            held.transfer.resume(ReasonLabel::Released, text);
+            held.place.finish(Fate::Resumed);
+            return None;
+        }
+        if over {
+            let Held {
+                transfer,
+                place,
+                patience,
+                refused,
+                ..
+            } = held;
+            if let Some(reason) = refused {
+                let conn = place.session.name().conn;
+                log::warn!(conn, reason; "no server took a held session");
+            }
+            let session = Arc::clone(&place.session);
+            transfer.lose(Refusal::HoldOver(patience).into(), |lost| {
+                session.lose(lost)
+            });
+            place.finish(Fate::Lost);
+            return None;
+        }
+        if now < held.next_attempt || !self.has_server(&held) {
+            return Some(held);
+        }
+        self.start(held)
+    }
+
+    /// Whether a server may take it now.
+    fn has_server(&self, held: &Held) -> bool {
+        let leaves = match held.transfer.is_server_gone() {
+            true => None,
+            // An operator waits for its own server's end.
+            false if self.holds.is_commanded(held.place.backend) => return false,
+            false => Some(held.place.backend),
+        };
+        let balancer = self.holds.connector.balancer();
+        balancer.reached_since(leaves, held.since)
+    }
+
+    /// Brings it to a server, on a worker's thread, where there is one.
+    fn start(&self, held: Held) -> Option<Held> {
+        let Some(permit) = self.holds.workers.try_take() else {
+            return Some(held);
+        };
+        let conn = held.place.session.name().conn;
+        // Outlives a failed spawn, which drops its closure.
+        let slot = Arc::new(Mutex::new(Some(held)));
+        let taken = Arc::clone(&slot);
+        let holds = Arc::clone(&self.holds);
+        let spawned = thread::Builder::new()
+            .name(format!("transfer-{conn}"))
+            .stack_size(STACK_BYTES)
+            .spawn(move || {
+                let held = taken.lock().take();
+                if let Some(held) = held {
+                    attempt(&holds, held);
+                }
+                drop(permit);
+                holds.wake();
+            });
+        match spawned {
+            Ok(_) => None,
+            Err(error) => {
+                log::warn!(reason:% = error; "no thread for a held session, it is tried again");
+                let held = slot.lock().take();
+                held.map(|held| put_off(held, error.to_string()))
+            }
+        }
+    }
+
+    /// Dials the backends that are waited for, those of one that has gone sooner than
+    /// `health_interval` would.
+    fn probe(&mut self, now: Instant) {
+        let waited_for = self.held.iter().any(|held| {
+            held.transfer.is_server_gone() || !self.holds.is_commanded(held.place.backend)
+        });
+        if !waited_for {
+            self.probes
+                .retain(|_, probe| probe.under_way.load(Ordering::SeqCst));
+            return;
+        }
+        for target in self.holds.connector.balancer().active() {
+            let probe = self.probes.entry(target.id).or_insert_with(|| Probe {
+                next: now,
+                interval: FIRST_PROBE,
+                under_way: Arc::default(),
+            });
+            if now < probe.next || probe.under_way.swap(true, Ordering::SeqCst) {
+                continue;
+            }
+            probe.next = now + probe.interval;
+            probe.interval = (probe.interval * 2).min(MAX_PROBE);
+            let under_way = Arc::clone(&probe.under_way);
+            let holds = Arc::clone(&self.holds);
+            let spawned = spawn_probe(holds, target, under_way);
+            if let Err(error) = spawned {
+                probe.under_way.store(false, Ordering::SeqCst);
+                log::debug!(reason:% = error; "no thread to look at a backend");
+            }
+        }
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        // It panicked, or has nothing left to do: the next session gets another one.
+        if thread::panicking() {
+            self.holds.book.lock().keeper_runs = false;
+        }
+    }
+}
+
+/// How a client has left.
+struct ClientEnd {
+    /// With a Terminate.
+    terminated: bool,
+}
+
+/// `None`: it has sent its last request and waits for the answer.
+fn client_end(client: &Stream) -> Option<ClientEnd> {
+    let mut last = [0; TERMINATE.len() + 1];
+    match client.socket().peek_now(&mut last) {
+        Ok(0) | Err(_) => Some(ClientEnd { terminated: false }),
+        // What it has encrypted is a Terminate and TLS's own end: no client closes one
+        // direction alone there.
+        Ok(_) if client.is_encrypted() => Some(ClientEnd { terminated: true }),
+        Ok(count) if last.get(..count) == Some(&TERMINATE) => Some(ClientEnd { terminated: true }),
+        Ok(_) => None,
+    }
+}
+
+fn spawn_probe(
+    holds: Arc<Holds>,
+    target: ProbeTarget,
+    under_way: Arc<AtomicBool>,
+) -> std::io::Result<()> {
+    thread::Builder::new()
+        .name(format!("probe-{}", target.name))
+        .spawn(move || {
+            holds.connector.probe(&target);
+            under_way.store(false, Ordering::SeqCst);
+            holds.wake();
+        })
+        .map(drop)
+}
+
+fn attempt(holds: &Arc<Holds>, held: Held) {
+    let Held {
+        transfer,
+        place,
+        until,
+        patience,
+        backoff,
+        client_watched,
+        ..
+    } = held;
+    let session = Arc::clone(&place.session);
+    let suspended = transfer.suspended();
+    match transfer.restore(session.context(), &session.migration()) {
+        Attempted::Restored { to } => {
+            let held_ms = Milliseconds(suspended.elapsed());
+            event(
+                "session restored",
+                &session.name().pairs([
+                    ("backend", (&*to).into()),
+                    ("held_ms", log::kv::Value::from_display(&held_ms)),
+                ]),
+            );
+            place.finish(Fate::Restored);
+        }
+        Attempted::Kept => place.finish(Fate::Resumed),
+        Attempted::Ended => place.finish(Fate::Ended),
+        Attempted::Failed { held, reason } => {
+            let now = Instant::now();
+            log::debug!(conn = session.name().conn, reason = reason.text; "a server did not take a held session");
+            let held = Held {
+                transfer: held,
+                place,
+                until,
+                patience,
+                since: now,
+                next_attempt: now,
+                backoff,
+                client_watched,
+                refused: None,
+            };
+            let held = put_off(held, reason.text);
+            holds.book.lock().arrived.push(held);
+        }
+    }
+}
+
+fn put_off(mut held: Held, reason: String) -> Held {
+    held.next_attempt = Instant::now() + held.backoff;
+    held.backoff = (held.backoff * 2).min(MAX_BACKOFF);
+    held.refused = Some(reason);
+    held
+}

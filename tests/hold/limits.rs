@@ -1,0 +1,164 @@
+//! What ends a hold otherwise: a release, its time, the client, the proxy's end.
+
+use rustix::process::Signal;
+
+use crate::support::message::{query, terminate};
+use crate::support::metrics::{ADMIN, Scrape};
+use crate::support::postgres::Cluster;
+use crate::support::proxy::Outcome;
+
+use super::{fates, hold_all, login, setup, wait_finished};
+
+#[test]
+fn nobody_notices_a_hold_that_is_released() {
+    let cluster = Cluster::start(&[], |_| {});
+    let proxy = setup(&cluster, "60s").start();
+    let mut client = login(&proxy);
+    let pid = client.value("SELECT pg_backend_pid()");
+    let position = proxy.log().position();
+    hold_all(&proxy, 1);
+    client.send(&query("SELECT pg_backend_pid()"));
+    let (code, text) = proxy.ask(&["release", "pod-0"]);
+    assert_eq!(
+        (code, text.as_str()),
+        (0, "backend pod-0 is released, 1 sessions were held\n")
+    );
+    let answer = client.receive_through(b'Z');
+    assert!(
+        answer
+            .iter()
+            .any(|message| message.body.ends_with(pid.as_bytes())),
+        "not on its own server: {answer:?}"
+    );
+    assert_eq!(fates(&wait_finished(&proxy, position)), [0, 1, 0]);
+    let round = proxy.wait_round(position);
+    assert_eq!(round.only().outcome, Outcome::Recoverable);
+    assert_eq!(round.only().reason(), "released");
+    // And is gone with it.
+    assert_eq!(proxy.ask(&["release", "pod-0"]).0, 1);
+    login(&proxy);
+}
+
+#[test]
+fn nobody_notices_a_hold_that_runs_out() {
+    let cluster = Cluster::start(&[], |_| {});
+    let proxy = setup(&cluster, "1s").start();
+    let mut client = login(&proxy);
+    let pid = client.value("SELECT pg_backend_pid()");
+    let position = proxy.log().position();
+    let (code, text) = proxy.ask(&["hold", "pod-0", "--wait", "1ms"]);
+    assert_eq!(code, 0, "{text}");
+    assert_eq!(client.value("SELECT pg_backend_pid()"), pid);
+    assert_eq!(fates(&wait_finished(&proxy, position)), [0, 1, 0]);
+    login(&proxy);
+}
+
+#[test]
+fn who_stands_in_the_way_is_named_and_goes_on() {
+    let cluster = Cluster::start(&[], |_| {});
+    let proxy = setup(&cluster, "60s").start();
+    let (mut idle, mut busy, mut tied) = (login(&proxy), login(&proxy), login(&proxy));
+    busy.rows("BEGIN");
+    tied.rows("CREATE TEMPORARY TABLE x (a int)");
+    let (code, answer) = proxy.ask_json(&["hold", "pod-0", "--wait", "300ms"]);
+    assert_eq!(code, 1, "{answer}");
+    assert_eq!(answer["held"], 1);
+    let mut reasons: Vec<_> = answer["not_held"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|session| session["reason"].as_str().unwrap().to_owned())
+        .collect();
+    reasons.sort();
+    assert!(reasons[0].starts_with("open transaction"), "{reasons:?}");
+    assert!(reasons[1].contains("temporary"), "{reasons:?}");
+    busy.rows("COMMIT");
+    assert_eq!(tied.value("SELECT count(*) FROM x"), "0");
+    assert_eq!(proxy.ask(&["release", "pod-0"]).0, 0);
+    assert_eq!(idle.value("SELECT 1"), "1");
+}
+
+#[test]
+fn a_hold_needs_leave() {
+    let cluster = Cluster::start(&[], |_| {});
+    let proxy = setup(&cluster, "0s").start();
+    let mut client = login(&proxy);
+    let (code, text) = proxy.ask(&["hold", "pod-0"]);
+    assert_eq!(
+        (code, text.as_str()),
+        (
+            1,
+            "[migration] hold is 0: set how long sessions may be held\n"
+        )
+    );
+    assert_eq!(proxy.ask(&["hold", "nobody"]).0, 1);
+    assert_eq!(client.value("SELECT 1"), "1");
+}
+
+#[test]
+fn a_server_that_stays_away_ends_its_sessions() {
+    let mut cluster = Cluster::start(&[], |_| {});
+    let proxy = setup(&cluster, "1s").start();
+    let mut client = login(&proxy);
+    let position = proxy.log().position();
+    let (code, text) = proxy.ask(&["hold", "pod-0", "--wait", "1ms"]);
+    assert_eq!(code, 0, "{text}");
+    cluster.stop();
+    let fatal = client.expect_error("FATAL", "57P01");
+    assert_eq!(
+        fatal.field('M'),
+        "terminating connection because its SQL server has gone and none has taken the \
+         session over within 1s"
+    );
+    client.expect_gone();
+    assert_eq!(fates(&wait_finished(&proxy, position)), [0, 0, 1]);
+    let round = proxy.wait_round(position);
+    assert_eq!(round.only().outcome, Outcome::Fatal);
+}
+
+#[test]
+fn a_client_that_leaves_is_noticed() {
+    let cluster = Cluster::start(&[], |_| {});
+    let proxy = setup(&cluster, "60s").top(ADMIN).start();
+    let before = proxy.resources_at_rest(0);
+    let mut leaving = [login(&proxy), login(&proxy), login(&proxy)];
+    let position = proxy.log().position();
+    hold_all(&proxy, 3);
+    assert_eq!(Scrape::of(&proxy).get("sqlproxy_sessions_held"), 3.0);
+    leaving[0].send(&terminate());
+    let [terminated, closed, reset] = leaving;
+    drop(terminated);
+    drop(closed);
+    reset.reset();
+    assert_eq!(proxy.ask(&["release", "pod-0"]).0, 0);
+    for _ in 0..3 {
+        proxy.wait_log(position, |line| line.is("session closed"));
+    }
+    wait_finished(&proxy, position);
+    proxy.resources_at_rest(0);
+    proxy.wait_resources(before);
+}
+
+#[test]
+fn the_proxys_end_is_the_end_of_a_hold() {
+    let cluster = Cluster::start(&[], |_| {});
+    let mut proxy = setup(&cluster, "60s").start();
+    let mut client = login(&proxy);
+    hold_all(&proxy, 1);
+    proxy.signal(Signal::TERM);
+    let fatal = client.expect_error("FATAL", "57P01");
+    assert!(fatal.field('M').contains("shutting down"));
+    client.expect_gone();
+    assert!(proxy.wait_exit().success());
+}
+
+#[test]
+fn a_held_session_can_be_killed() {
+    let cluster = Cluster::start(&[], |_| {});
+    let proxy = setup(&cluster, "60s").start();
+    let mut client = login(&proxy);
+    hold_all(&proxy, 1);
+    assert_eq!(proxy.ask(&["kill", "1"]).0, 0);
+    client.expect_error("FATAL", "57P01");
+    client.expect_gone();
+}

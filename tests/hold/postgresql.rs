@@ -1,0 +1,214 @@
+//! A PostgreSQL that restarts, crashes or is promoted under its sessions.
+
+use crate::support::message::{VERSION_3_0, frame, query, startup};
+use crate::support::postgres::{Cluster, USER};
+use crate::support::proxy::Outcome;
+use crate::support::wire::Wire;
+
+use super::{fates, hold_all, login, setup, wait_finished};
+
+fn parse(wire: &mut Wire, name: &str, sql: &str) {
+    wire.send(&frame(
+        b'P',
+        &[name.as_bytes(), b"\0", sql.as_bytes(), b"\0\0\0"].concat(),
+    ));
+    wire.send(&frame(b'S', b""));
+    wire.receive_through(b'Z');
+}
+
+fn execute(wire: &mut Wire, name: &str) -> String {
+    wire.send(&frame(
+        b'B',
+        &[b"\0", name.as_bytes(), b"\0\0\0\0\0\0\0"].concat(),
+    ));
+    wire.send(&frame(b'E', b"\0\0\0\0\0"));
+    wire.send(&frame(b'S', b""));
+    let answer = wire.receive_through(b'Z');
+    let row = answer.iter().find(|message| message.tag == b'D');
+    let row = row.unwrap_or_else(|| panic!("{answer:?}"));
+    String::from_utf8(row.body[6..].to_vec()).unwrap()
+}
+
+#[test]
+fn a_restart_is_a_pause() {
+    let mut cluster = Cluster::start(&[], |_| {});
+    let proxy = setup(&cluster, "60s")
+        .top("custom_settings = [\"app.tenant\"]")
+        .start();
+    let mut client = login(&proxy);
+    client.rows("SET application_name = 'still me'");
+    client.rows("SET app.tenant = 'seven'");
+    parse(&mut client, "kept", "SELECT 'prepared'");
+    for _ in 0..5 {
+        let position = proxy.log().position();
+        hold_all(&proxy, 1);
+        let (_, status) = proxy.ask_json(&["status"]);
+        assert_eq!(status["backends"][0]["held"], 1);
+        let (_, sessions) = proxy.ask_json(&["sessions"]);
+        assert_eq!(sessions[0]["state"], "held");
+        client.send(&query("SHOW application_name"));
+        cluster.stop();
+        cluster.start_again();
+        let answer = client.receive_through(b'Z');
+        assert!(
+            answer
+                .iter()
+                .any(|message| message.body.ends_with(b"still me")),
+            "{answer:?}"
+        );
+        assert_eq!(client.value("SHOW app.tenant"), "seven");
+        assert_eq!(execute(&mut client, "kept"), "prepared");
+        assert_eq!(fates(&wait_finished(&proxy, position)), [1, 0, 0]);
+        let round = proxy.wait_round(position);
+        assert_eq!((round.trigger.as_str(), round.success), ("hold", 1));
+        assert_eq!(round.only().outcome, Outcome::Success);
+        let restored = proxy.wait_log(position, |line| line.is("session restored"));
+        let held = proxy.wait_log(position, |line| line.is("session held"));
+        assert_eq!(restored.get("conn"), held.get("conn"));
+        assert!(restored.decimal("held_ms") > 0.0);
+        assert!(held.number("state_bytes") > 0);
+    }
+}
+
+#[test]
+fn new_clients_wait_for_the_server() {
+    let mut cluster = Cluster::start(&[], |_| {});
+    let proxy = setup(&cluster, "60s").start();
+    let _held = login(&proxy);
+    hold_all(&proxy, 1);
+    // Before the server stops, while it is away, and as it comes back.
+    let waiting: Vec<_> = (0..3)
+        .map(|number| {
+            if number == 1 {
+                cluster.stop();
+            }
+            let mut wire = Wire::connect(proxy.address());
+            wire.send(&startup(VERSION_3_0, &[("user", USER), ("database", USER)]));
+            wire
+        })
+        .collect();
+    cluster.start_again();
+    for mut wire in waiting {
+        wire.expect(b'R');
+        wire.receive_greeting();
+        assert_eq!(wire.value("SELECT 'in'"), "in");
+    }
+}
+
+#[test]
+fn a_drain_without_a_target_holds() {
+    let mut cluster = Cluster::start(&[], |_| {});
+    let setup = setup(&cluster, "60s");
+    let proxy = setup.start();
+    let mut client = login(&proxy);
+    client.rows("SET application_name = 'still me'");
+    let position = proxy.log().position();
+    proxy.reconfigure(&setup.clone().state(0, "draining").text());
+    proxy.wait_log(position, |line| line.is("session held"));
+    cluster.stop();
+    cluster.start_again();
+    proxy.reconfigure(&setup.text());
+    assert_eq!(client.value("SHOW application_name"), "still me");
+    assert_eq!(fates(&wait_finished(&proxy, position)), [1, 0, 0]);
+}
+
+#[test]
+fn a_crash_during_a_hold_is_a_pause_too() {
+    let mut cluster = Cluster::start(&[], |_| {});
+    let proxy = setup(&cluster, "60s").start();
+    let mut client = login(&proxy);
+    client.rows("SET application_name = 'still me'");
+    // What has come before is on disk, or the session would be ahead of its server.
+    client.rows("CHECKPOINT");
+    hold_all(&proxy, 1);
+    cluster.crash();
+    cluster.start_again();
+    assert_eq!(client.value("SHOW application_name"), "still me");
+}
+
+#[test]
+fn a_standby_takes_over_when_it_is_promoted() {
+    let mut primary = Cluster::start(&[], |_| {});
+    let standby = primary.standby();
+    let setup = setup(&primary, "60s").backend("standby", standby.address(), "draining");
+    let proxy = setup.start();
+    let mut client = login(&proxy);
+    client.rows("CREATE TABLE committed (a int)");
+    client.rows("SET application_name = 'still me'");
+    for number in 0..10 {
+        client.rows(&format!("INSERT INTO committed VALUES ({number})"));
+    }
+    hold_all(&proxy, 1);
+    client.send(&query("SELECT count(*) FROM committed"));
+    proxy.reconfigure(&setup.clone().state(0, "draining").state(1, "active").text());
+    // Not before it is promoted: until then it is read-only.
+    primary.stop();
+    standby
+        .client()
+        .execute("SELECT pg_promote()", &[])
+        .unwrap();
+    let answer = client.receive_through(b'Z');
+    assert!(
+        answer.iter().any(|message| message.body.ends_with(b"10")),
+        "{answer:?}"
+    );
+    assert_eq!(client.value("SHOW application_name"), "still me");
+    client.rows("INSERT INTO committed VALUES (10)");
+}
+
+#[test]
+fn another_cluster_is_not_taken_for_its_own() {
+    let mut cluster = Cluster::start(&[], |_| {});
+    let foreign = Cluster::start(&[], |_| {});
+    let setup = setup(&cluster, "3s").backend("foreign", foreign.address(), "draining");
+    let proxy = setup.start();
+    let mut client = login(&proxy);
+    hold_all(&proxy, 1);
+    let position = proxy.log().position();
+    proxy.reconfigure(&setup.clone().state(1, "active").text());
+    cluster.stop();
+    client.expect_error("FATAL", "57P01");
+    let refused = proxy.wait_log(position, |line| line.is("no server took a held session"));
+    assert_eq!(
+        refused.get("reason"),
+        "foreign: restore: it belongs to another cluster"
+    );
+    assert_eq!(fates(&wait_finished(&proxy, position)), [0, 0, 1]);
+}
+
+#[test]
+fn pgbench_sees_nothing_but_a_pause() {
+    let mut cluster = Cluster::start(&[], |_| {});
+    let proxy = setup(&cluster, "60s").start();
+    super::pgbench(&proxy, &["-i", "-q", "-s", "1"]);
+    for mode in ["simple", "extended", "prepared"] {
+        let arguments = ["-n", "-M", mode, "-c", "8", "-j", "2", "-T", "5"];
+        let mut bench = super::start_pgbench(&proxy, &arguments);
+        super::wait_sessions(&proxy, 8);
+        let mut restored = 0;
+        while bench.try_wait().unwrap().is_none() {
+            let position = proxy.log().position();
+            let (code, text) = proxy.ask(&["hold", "pod-0", "--wait", "30s"]);
+            assert_eq!(code, 0, "{text}");
+            cluster.stop();
+            cluster.start_again();
+            // Where all have left by themselves nobody sees that it is back.
+            proxy.ask(&["release", "pod-0"]);
+            let [back, resumed, lost] = fates(&wait_finished(&proxy, position));
+            assert_eq!([resumed, lost], [0, 0]);
+            restored += back;
+        }
+        assert!(restored >= 8, "{mode}: {restored}");
+        let output = bench.wait_with_output().unwrap();
+        let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert!(output.status.success(), "{mode}: {text}");
+        assert!(
+            text.contains("number of failed transactions: 0 (0.000%)"),
+            "{mode}: {text}"
+        );
+    }
+    let mut client = cluster.client();
+    let sums = "SELECT (SELECT sum(abalance) FROM pgbench_accounts) = \
+                (SELECT sum(delta) FROM pgbench_history)";
+    assert!(client.query_one(sums, &[]).unwrap().get::<_, bool>(0));
+}
