@@ -14,7 +14,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::balancer::BackendId;
 use crate::dialect::Unsupported;
 use crate::logging::Milliseconds;
-use crate::metrics::{Metrics, TransferOutcome};
+use crate::metrics::{Metrics, ReasonLabel, TransferOutcome};
 use crate::workers::{LOOK_INTERVAL, Workers};
 
 /// Between two progress lines of a round.
@@ -77,6 +77,8 @@ pub(crate) struct NotMoved {
     pub client: String,
     /// Its user, as the log shows it.
     pub user: String,
+    /// Why, in a word.
+    pub label: ReasonLabel,
     /// Why.
     pub reason: String,
 }

@@ -151,6 +151,7 @@ impl MoveTicket {
                 conn: self.name.conn,
                 client: self.name.client.clone(),
                 user: self.name.user.clone(),
+                label: reason.label,
                 reason: reason.text.clone(),
             });
         }

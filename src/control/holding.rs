@@ -12,6 +12,7 @@ use super::commands::{
 use super::protocol::Done;
 use crate::connection::ProxyState;
 use crate::hold::HoldError;
+use crate::metrics::ReasonLabel;
 use crate::round::{Aim, NotMoved, Round};
 
 /// Captures and holds the sessions of a backend, each at its safe point.
@@ -60,11 +61,7 @@ pub(super) fn hold(running: &mut Running<'_>, name: &str, wait: Option<Duration>
         left.extend(round.not_moved());
     }
     // Who has left meanwhile stands in nobody's way.
-    let there: HashSet<_> = sessions_on(state, name)
-        .iter()
-        .map(|session| session.name().conn)
-        .collect();
-    left.retain(|session: &NotMoved| there.contains(&session.conn));
+    left.retain(|session: &NotMoved| session.label != ReasonLabel::SessionEnded);
     if !state.holds.is_commanded(backend.id) {
         return not_done(format!("backend {name} was released meanwhile"));
     }
