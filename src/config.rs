@@ -105,6 +105,18 @@ pub struct Migration {
     /// `hold`: how long a session may be held where no server takes it, 0 (never) to
     /// 24 h; to 10 min with the dialect `cockroachdb`, whose tokens live that long.
     pub hold: Duration,
+    /// `capture`: when the state of a session is asked for without a need, for its
+    /// server's crash.
+    pub capture: Capture,
+}
+
+/// `[migration] capture`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Capture {
+    /// Never.
+    Off,
+    /// When a session has been idle for a second.
+    Idle,
 }
 
 impl Default for Migration {
@@ -115,6 +127,7 @@ impl Default for Migration {
             workers: DEFAULT_WORKERS,
             max_state_size: DEFAULT_MAX_STATE_BYTES,
             hold: Duration::ZERO,
+            capture: Capture::Off,
         }
     }
 }
@@ -337,7 +350,14 @@ fn read_server_tls(root: &Section<'_>) -> Result<ServerTls, ConfigError> {
 
 fn read_migration(root: &Section<'_>, dialect: Dialect) -> Result<Migration, ConfigError> {
     let defaults = Migration::default();
-    let keys = &["timeout", "wait", "workers", "max_state_size", "hold"];
+    let keys = &[
+        "timeout",
+        "wait",
+        "workers",
+        "max_state_size",
+        "hold",
+        "capture",
+    ];
     let Some(section) = root.section("migration", keys)? else {
         return Ok(defaults);
     };
@@ -351,6 +371,13 @@ fn read_migration(root: &Section<'_>, dialect: Dialect) -> Result<Migration, Con
         );
         return Err(section.error("hold", &message));
     }
+    let capture = section
+        .choice("capture", &[("off", Capture::Off), ("idle", Capture::Idle)])?
+        .unwrap_or(defaults.capture);
+    if capture == Capture::Idle && hold.is_zero() {
+        let message = "\"idle\" needs hold: how long a session may wait for its server";
+        return Err(section.error("capture", message));
+    }
     Ok(Migration {
         timeout: section.timeout("timeout")?.unwrap_or(defaults.timeout),
         wait: section.duration("wait")?.unwrap_or(defaults.wait),
@@ -361,6 +388,7 @@ fn read_migration(root: &Section<'_>, dialect: Dialect) -> Result<Migration, Con
             .size("max_state_size")?
             .unwrap_or(defaults.max_state_size),
         hold,
+        capture,
     })
 }
 

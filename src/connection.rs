@@ -59,6 +59,8 @@ pub(crate) struct ProxyState {
     pub missed_by_reload: Sender<Arc<Session>>,
     /// Sessions that wait for a server.
     pub holds: Arc<Holds>,
+    /// A thread captures idle sessions.
+    pub capturing: AtomicBool,
 }
 
 /// For the first packet of a connection that is only served if it cancels.

@@ -28,7 +28,7 @@ use std::time::Instant;
 
 pub(crate) use admit::{RequestFrame, ResponseAdmission, ResponseFrame};
 pub use order::Ordered;
-pub(crate) use order::{Activity, Obstacle, View};
+pub(crate) use order::{Activity, Obstacle, Traffic, View};
 pub use suspension::{NotParked, Suspension};
 
 use crate::exchange::{Exchange, UnnamedTracker};
@@ -299,7 +299,7 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
         Arc::clone(&self.state.lock().server)
     }
 
-    /// The one place where a session is suspended, or ended by order.
+    /// Where a session is suspended, or ended, by order; see also [`Self::suspend_idle`].
     fn take_ready(self: &Arc<Self>, mut state: MutexGuard<'_, State<S, T>>) -> Option<Ready<S, T>> {
         if state.order.is_none() || !state.is_safe() {
             return None;

@@ -229,6 +229,12 @@ impl Holds {
         true
     }
 
+    /// Who brings sessions to servers.
+    #[must_use]
+    pub(crate) const fn workers(&self) -> &Arc<Workers> {
+        &self.workers
+    }
+
     /// Whether a command keeps the backend held.
     #[must_use]
     pub(crate) fn is_commanded(&self, backend: BackendId) -> bool {
@@ -281,6 +287,9 @@ impl Holds {
         let hold = self.hold_of(&mut book, backend, &name);
         hold.held += 1;
         hold.sessions += 1;
+        if transfer.is_server_gone() {
+            hold.gone.get_or_insert(now);
+        }
         let until = hold.command_until.unwrap_or(now + patience);
         session.set_held(true);
         transfer.note_held();

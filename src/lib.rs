@@ -29,6 +29,7 @@
 //! | accept | one a listener | accept |
 //! | request, response | one each a session (request-N, response-N); request also serves a connection before its login | recv, send, the gate |
 //! | transfer | one a transfer (transfer-N), at most `workers` | reads until the transfer's deadline |
+//! | capture | 1, where `[migration] capture` is "idle" | its interval |
 //! | hold | 1, while sessions are held | their sockets, at most a twentieth of a second at a time |
 //! | probe | one a backend that held sessions wait for (probe-NAME) | a dial |
 //! | round | one a round (round-N) | the round's outcomes, at most a tenth of a second at a time |
@@ -52,6 +53,7 @@
 //! | `Round::counts`, `Round::not_moved` | a round's outcomes | – |
 //! | `Holds::book` | how many sessions of which backend are held | `Balancer::backends`, `News::holding` |
 //! | `Rounds::history` | the last rounds | – |
+//! | `Session::ahead` | the state that was captured while it was idle | – |
 //! | `Session::last_transfer` | how its last order to move ended | – |
 //! | `Session::reason` | why one session ends | – |
 //! | `TransferContext::parameters` (the processors' `Context::parameters`) | what one client was told | – |
@@ -80,6 +82,7 @@
 mod arguments;
 mod control_client;
 mod server;
+mod capture;
 mod control;
 mod status;
 mod accept;

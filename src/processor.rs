@@ -87,6 +87,9 @@ pub struct Context<S: ServerStream, T: Ticket + 'static> {
     pub parameters: Arc<Mutex<Parameters>>,
     /// The process that the client believes to be served by.
     pub client_process_id: Option<ProcessId>,
+    /// The server has gone while the session stood at a safe point, and has said this
+    /// last, without its FATAL.  True: the session is suspended until another takes it.
+    pub server_lost: Arc<dyn Fn(Vec<u8>) -> bool + Send + Sync>,
     /// Carries out an order that a processor found ready; must not block.
     pub start_transfer: Arc<dyn Fn(Ready<S, T>) + Send + Sync>,
 }

@@ -15,6 +15,7 @@ use crate::accept::{Acceptor, listen};
 use crate::admin::{Admin, Pages, Readiness};
 use crate::balancer::Balancer;
 use crate::cancel::CancelKeys;
+use crate::capture;
 use crate::config::{Address, Config};
 use crate::connection::ProxyState;
 use crate::connection_limit::Limit;
@@ -99,6 +100,7 @@ impl Server {
         let rounds = Rounds::new(config.migration.workers, Arc::clone(&metrics));
         let state = Arc::new(ProxyState {
             holds: Holds::new(&connector, rounds.workers())?,
+            capturing: AtomicBool::new(false),
             connector,
             custom_names,
             cancel_keys: CancelKeys::default(),
@@ -142,6 +144,7 @@ impl Server {
         server
             .health
             .probe(server.state.config.read().health_interval);
+        capture::start(&server.state)?;
         let numbers = Arc::new(AtomicU64::new(0));
         for listener in &server.listeners {
             let acceptor = Acceptor {
@@ -288,6 +291,7 @@ impl Server {
         self.health.probe(config.health_interval);
         self.state.metrics.config_read(true, &certificates(&config));
         *self.state.config.write() = Arc::new(config);
+        capture::start(&self.state).map_err(|error| error.to_string())?;
         Ok(Reloaded { later })
     }
 

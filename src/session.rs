@@ -4,6 +4,7 @@
 //! The connection's own thread becomes the request processor; a second thread is
 //! the response processor.  Transfers come and go on threads of their own.
 
+mod ahead;
 mod held;
 mod orders;
 mod view;
@@ -35,7 +36,8 @@ use crate::socket::{ReadDeadline, Received, Wait};
 use crate::stream::Stream;
 use crate::ticket::MoveTicket;
 use crate::transfer::{STACK_BYTES, TransferContext};
-use crate::workers::LastTransfer;
+use crate::workers::{LastTransfer, Workers};
+use ahead::Ahead;
 pub(crate) use view::SessionView;
 
 /// How long the end of a session may wait: for a processor to notice, for the
@@ -64,6 +66,8 @@ pub(crate) struct Session {
     holds: Arc<Holds>,
     /// It is there now.
     held: AtomicBool,
+    ahead: Mutex<Ahead>,
+    workers: Arc<Workers>,
     last_transfer: Mutex<Option<LastTransfer>>,
     opened: Instant,
     /// Why it ends; the first reason stands.
@@ -117,6 +121,8 @@ impl Session {
             missed_by_reload: missed_by_reload.clone(),
             holds: Arc::clone(holds),
             held: AtomicBool::new(false),
+            ahead: Mutex::default(),
+            workers: Arc::clone(holds.workers()),
             last_transfer: Mutex::new(None),
             opened: Instant::now(),
             reason: Mutex::new(None),
@@ -151,12 +157,16 @@ impl Session {
     // ---- forwarding --------------------------------------------------------
 
     fn context(&self) -> Context<ServerConn, MoveTicket> {
-        let this = Weak::clone(&self.this);
+        let (this, lost) = (Weak::clone(&self.this), Weak::clone(&self.this));
         Context {
             client: Arc::clone(&self.client),
             forwarder: Arc::clone(&self.forwarder),
             parameters: Arc::clone(&self.transfer.parameters),
             client_process_id: self.transfer.client_process_id,
+            server_lost: Arc::new(move |to_client| {
+                let session = lost.upgrade();
+                session.is_some_and(|session| session.hold_lost(to_client))
+            }),
             start_transfer: Arc::new(move |ready| {
                 // A processor runs, so its session is there.
                 if let Some(session) = this.upgrade() {

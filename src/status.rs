@@ -87,6 +87,8 @@ pub(crate) struct SessionStatus {
     pub backend: String,
     /// `idle`, `active`, `transaction`, `waiting`, `moving` or `held`.
     pub state: String,
+    /// Whether its state is known, so that its server's crash would not end it.
+    pub captured: bool,
     /// Since it was opened.
     pub connected_seconds: f64,
     /// How long its transaction has been open.
@@ -186,6 +188,7 @@ fn session_status(session: SessionView, now: Instant) -> SessionStatus {
         last_transfer,
         immovable,
         held,
+        captured,
         ..
     } = session;
     let state = match forwarding.activity {
@@ -208,6 +211,7 @@ fn session_status(session: SessionView, now: Instant) -> SessionStatus {
         server_tls: session.server_tls,
         backend: session.backend.to_string(),
         state: state.to_owned(),
+        captured,
         connected_seconds: seconds(session.opened),
         transaction_seconds: forwarding.in_transaction.map(seconds),
         waiting_seconds: forwarding.ordered.map(seconds),

@@ -21,6 +21,8 @@
 //! Up to the new server's confirmation nothing but reads and one observer
 //! statement touches the old connection, so keeping costs nothing.
 
+mod ahead;
+mod attempt;
 mod held;
 mod restore;
 mod state_query;
@@ -32,24 +34,21 @@ use parking_lot::Mutex;
 
 use crate::config::Migration;
 use crate::connector::Connector;
-use crate::dialect::{
-    BadAnswer, CustomNames, Dialect, LoginMethod, Request, SessionState, SessionTransfer,
-};
-use crate::error::{Error, Peer};
-use crate::exchange::Unnamed;
-use crate::forwarder::{Closing, NotParked, Ready, Resumed, Suspension};
-use crate::frame::FrameReader;
+use crate::dialect::{CustomNames, Dialect, LoginMethod, Request, SessionTransfer};
+use crate::error::Error;
+use crate::forwarder::{Closing, Ready, Resumed, Suspension};
 use crate::message::{ProcessId, TERMINATE};
-use crate::metrics::{Reason, ReasonLabel, TransferOutcome};
+use crate::metrics::{Reason, TransferOutcome};
 use crate::parameters::Parameters;
-use crate::round::{Aim, Round};
 use crate::server_conn::ServerConn;
 use crate::socket::ReadDeadline;
 use crate::startup::StartupPacket;
 use crate::stream::Stream;
 use crate::ticket::{MoveTicket, Report};
+pub(crate) use ahead::{Captured, capture};
+use attempt::{Attempt, Outcome, kept};
 pub(crate) use held::{Attempted, HeldTransfer};
-use restore::{Limits, Restored, Wanted};
+use restore::Restored;
 use state_query::{NoState, OldServer};
 
 /// Stack of each of a session's threads; only what is used becomes resident.
@@ -99,27 +98,6 @@ pub(crate) struct Lost {
     pub error: Error,
 }
 
-/// What became of the session.
-enum Outcome {
-    Moved {
-        restored: Box<Restored>,
-        /// What the old server said to the client meanwhile.
-        to_client: Vec<u8>,
-    },
-    Kept {
-        reason: Reason,
-        resumed: Resumed,
-    },
-    Lost(Lost),
-    Held {
-        state: Box<dyn SessionState>,
-        unnamed: Option<Vec<u8>>,
-        reader: FrameReader,
-        /// What the old server said to the client meanwhile.
-        to_client: Vec<u8>,
-    },
-}
-
 /// Carries out a transfer within `limits` and reports it.  `lose` ends the session where its
 /// server is gone.  Returns the session where it is to be held instead: its round wants
 /// that, or no server takes it now and `[migration] hold` allows to wait for one.
@@ -146,7 +124,7 @@ pub(crate) fn run(
         may_hold: !limits.hold.is_zero(),
         login,
         suspension: &suspension,
-        round: ticket.round(),
+        round: Some(ticket.round()),
         deadline,
         state_bytes: None,
     };
@@ -186,7 +164,7 @@ pub(crate) fn run(
             drop(permit);
             return Some(Box::new(HeldTransfer {
                 suspension,
-                ticket,
+                ticket: Some(ticket),
                 waited,
                 suspended,
                 state,
@@ -288,142 +266,4 @@ fn terminate_server(stream: &Stream) {
     // connection says the same.
     let _ = stream.write_all(&TERMINATE, Some(Instant::now()));
     stream.shutdown();
-}
-
-struct Attempt<'a> {
-    context: &'a TransferContext,
-    max_state_bytes: usize,
-    may_hold: bool,
-    /// How the proxy gets in on the new server.
-    login: Option<LoginMethod>,
-    suspension: &'a Suspension<ServerConn, MoveTicket>,
-    round: &'a Round,
-    deadline: Instant,
-    state_bytes: Option<usize>,
-}
-
-impl Attempt<'_> {
-    fn run(&mut self) -> Outcome {
-        match self.suspension.wait_parked(self.deadline) {
-            Ok(()) => {}
-            Err(NotParked::Closed) => return kept(Closing::Ended.reason(), Resumed::default()),
-            Err(NotParked::Timeout) => {
-                let text = "timeout while stopping the session";
-                return kept(Reason::new(ReasonLabel::Timeout, text), Resumed::default());
-            }
-        }
-        let transfer = match self.context.session_transfer(self.login) {
-            Ok(transfer) => transfer,
-            Err(text) => {
-                return kept(
-                    Reason::new(ReasonLabel::Unsupported, text),
-                    Resumed::default(),
-                );
-            }
-        };
-        if let Some(text) = self.round.unsupported() {
-            let text = format!("server refused: {text}");
-            return kept(
-                Reason::new(ReasonLabel::Unsupported, text),
-                Resumed::default(),
-            );
-        }
-        let unnamed = match self.suspension.unnamed() {
-            Unnamed::None => None,
-            Unnamed::Parsed(frame) => Some(frame),
-            Unnamed::TooLong => {
-                let text = "unnamed statement longer than 64 KiB";
-                return kept(Reason::new(ReasonLabel::TooLarge, text), Resumed::default());
-            }
-            Unnamed::Unknown => {
-                let text = "unnamed statement unknown";
-                return kept(Reason::new(ReasonLabel::Tied, text), Resumed::default());
-            }
-        };
-        let old = self.suspension.server();
-        let leftover = self.suspension.take_leftover();
-        let mut server = OldServer {
-            reader: FrameReader::new(Arc::clone(&old.stream), Peer::Server, leftover),
-            parameters: &self.context.parameters,
-            process_ids: (old.process_id(), self.context.client_process_id),
-            deadline: self.deadline,
-            to_client: Vec::new(),
-        };
-        let mut capture = transfer.capture(&old.login, unnamed.as_deref());
-        let state = match server.fetch_state(&mut *capture, self.max_state_bytes) {
-            Ok(state) => state,
-            Err(NoState::Answered(BadAnswer::Obstacle(text))) => {
-                return kept(Reason::new(ReasonLabel::Tied, text), server.resumed(0));
-            }
-            Err(NoState::Answered(bad)) => {
-                let label = if let BadAnswer::Unsupported(unsupported) = &bad {
-                    self.round.note_unsupported(unsupported);
-                    ReasonLabel::Unsupported
-                } else {
-                    ReasonLabel::StateQuery
-                };
-                let reason = Reason::new(label, format!("state query: {bad}"));
-                return kept(reason, server.resumed(0));
-            }
-            Err(NoState::LateResponse {
-                ready_for_queries,
-                reason,
-            }) => return kept(reason, server.resumed(ready_for_queries)),
-            Err(NoState::Lost { fatal, error }) => {
-                let fatal_sent = !fatal.is_empty();
-                let mut to_client = server.to_client;
-                to_client.extend(fatal);
-                return Outcome::Lost(Lost {
-                    to_client,
-                    fatal_sent,
-                    error,
-                });
-            }
-        };
-        self.state_bytes = Some(state.state_bytes());
-        let started = self.round.started();
-        let limits = Limits {
-            max_state_bytes: self.max_state_bytes,
-            deadline: self.deadline,
-        };
-        if matches!(self.round.aim(), Aim::Hold(_)) {
-            return held(state, unnamed, server);
-        }
-        let wanted = Wanted {
-            state: &*state,
-            unnamed: unnamed.as_deref(),
-            leaves: Some(old.assignment.id()),
-        };
-        match restore::restore(self.context, &old, wanted, started, limits) {
-            Ok(restored) => {
-                // Read before the old connection goes.
-                let last_request = state.last_request();
-                match leave_old(&mut server, last_request, self.max_state_bytes) {
-                    Ok(()) => Outcome::Moved {
-                        restored: Box::new(restored),
-                        to_client: server.to_client,
-                    },
-                    Err((reason, late_responses)) => kept(reason, server.resumed(late_responses)),
-                }
-            }
-            Err(Reason {
-                label: ReasonLabel::NoTarget | ReasonLabel::Target,
-                ..
-            }) if self.may_hold => held(state, unnamed, server),
-            Err(reason) => kept(reason, server.resumed(0)),
-        }
-    }
-}
-
-fn held(state: Box<dyn SessionState>, unnamed: Option<Vec<u8>>, server: OldServer<'_>) -> Outcome {
-    Outcome::Held {
-        state,
-        unnamed,
-        reader: server.reader,
-        to_client: server.to_client,
-    }
-}
-
-fn kept(reason: Reason, resumed: Resumed) -> Outcome {
-    Outcome::Kept { reason, resumed }
 }

@@ -51,6 +51,7 @@ fn one_backend_is_enough_and_the_rest_has_defaults() {
                 workers: 32,
                 max_state_size: 16 * 1024 * 1024,
                 hold: Duration::ZERO,
+                capture: Capture::Off,
             },
             backends: vec![BackendConfig {
                 name: "pod-a".to_owned(),
@@ -91,6 +92,7 @@ wait = "0s"
 workers = 1024
 max_state_size = "512KiB"
 hold = "30s"
+capture = "idle"
 [login]
 method = "trust"
 [[backend]]
@@ -132,6 +134,7 @@ address = "[fe80::1%eth0]:65535"
             workers: 1024,
             max_state_size: 512 * 1024,
             hold: Duration::from_secs(30),
+            capture: Capture::Idle,
         },
         backends: vec![
             BackendConfig {
@@ -346,6 +349,10 @@ fn a_bad_key_is_named_with_its_line() {
         (
             "[migration]\nmax_state_size = \"16\"",
             &format!("2: migration.max_state_size: {size} \"16\""),
+        ),
+        (
+            "[migration]\ncapture = \"idle\"",
+            "2: migration.capture: \"idle\" needs hold: how long a session may wait for its server",
         ),
         (
             "[migration]\nhold = \"11m\"",

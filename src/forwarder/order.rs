@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Closing, Forwarder, Gate, Order, Phase, Ready, State, Ticket};
+use super::{Closing, Forwarder, Gate, Order, Phase, Ready, State, Suspension, Ticket};
 use crate::exchange::WaitingFor;
 use crate::message::TransactionStatus;
 use crate::metrics::ReasonLabel;
@@ -30,6 +30,13 @@ pub enum Activity {
     Waiting,
     /// A transfer is under way.
     Moving,
+}
+
+/// What a session has written to both sides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Traffic {
+    requests: u64,
+    responses: u64,
 }
 
 /// A session's activity, and more of it.
@@ -166,6 +173,27 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
         }
     }
 
+    /// Changes with each write to either side.
+    #[must_use]
+    pub(crate) fn traffic(&self) -> Traffic {
+        self.state.lock().traffic()
+    }
+
+    /// Suspends the session without an order, where it stands at a safe point and nothing
+    /// has been written since `traffic`.
+    #[must_use]
+    pub(crate) fn suspend_idle(self: &Arc<Self>, traffic: Traffic) -> Option<Suspension<S, T>> {
+        let mut state = self.state.lock();
+        if !state.is_safe() || state.traffic() != traffic {
+            return None;
+        }
+        state.gate = Gate::Suspended;
+        drop(state);
+        self.interrupt.expire();
+        self.changed.notify_all();
+        Some(Suspension::new(self))
+    }
+
     /// How many writes to the client have begun.
     #[must_use]
     pub fn responses_written(&self) -> u64 {
@@ -191,6 +219,13 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
 }
 
 impl<S, T: Ticket> State<S, T> {
+    const fn traffic(&self) -> Traffic {
+        Traffic {
+            requests: self.requests_written,
+            responses: self.responses_written,
+        }
+    }
+
     fn obstacle(&self, last_written: u64) -> Option<Obstacle> {
         if self.response == Phase::Writing && self.responses_written == last_written {
             return Some(Obstacle::ClientNotReading);

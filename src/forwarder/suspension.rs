@@ -33,8 +33,8 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Suspension<S, T> {
         }
     }
 
-    /// Waits until both processors stand between two messages and have let go
-    /// of their connections.
+    /// Waits until both processors stand between two messages and read and write
+    /// nothing more.
     ///
     /// # Errors
     /// [`NotParked`].

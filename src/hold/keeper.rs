@@ -164,7 +164,7 @@ impl Keeper {
     /// Lets a session go where it may; returns it where it stays held.
     fn settle(
         &self,
-        held: Held,
+        mut held: Held,
         released: &[BackendId],
         stopping: bool,
         now: Instant,
@@ -177,9 +177,13 @@ impl Keeper {
             held.place.finish(Fate::Ended);
             return None;
         }
-        let gone = held.transfer.is_server_gone();
         let over = now >= held.until;
-        if !gone && (over || released.contains(&held.place.backend)) {
+        let let_go = over || released.contains(&held.place.backend);
+        if let_go && !held.transfer.is_server_gone() {
+            // Its end may have come since the last look, and nobody wants to go on there.
+            held.transfer.look(held.place.session.context());
+        }
+        if let_go && !held.transfer.is_server_gone() {
             let text = match over {
                 true => "hold is over, its server is still there",
                 false => RELEASED,

@@ -40,7 +40,7 @@ pub fn run_responses<S: ServerStream, T: Ticket + 'static>(
         scanner: Scanner::default(),
         frames: Vec::new(),
         notifications: Vec::new(),
-        fatal_last: false,
+        fatal_last: None,
         position: StreamPosition::BetweenMessages,
     };
     context.written(Direction::Response, false);
@@ -76,8 +76,8 @@ struct Responses<'a, S: ServerStream, T: Ticket + 'static> {
     frames: Vec<ResponseFrame>,
     /// Where its notifications begin.
     notifications: Vec<usize>,
-    /// The last frame scanned is the server's FATAL.
-    fatal_last: bool,
+    /// Where the server's FATAL begins, where that is the last frame scanned.
+    fatal_last: Option<usize>,
     /// How the client's stream would be left now.
     position: StreamPosition,
 }
@@ -96,28 +96,46 @@ impl<S: ServerStream, T: Ticket + 'static> Responses<'_, S, T> {
             client, forwarder, ..
         } = self.context;
         let inside = self.scanner.is_inside();
-        let received = self
-            .reader
-            .read(self.server.stream(), client, inside)
-            .map_err(|source| read_failed(self.context, Peer::Server, READING, source))?;
+        let received = self.reader.read(self.server.stream(), client, inside);
+        let is_between = !inside && self.reader.buffer.bytes.is_empty();
+        if is_between
+            && matches!(received, Ok(Received::Eof) | Err(_))
+            && (self.context.server_lost)(Vec::new())
+        {
+            return self.park();
+        }
+        let received =
+            received.map_err(|source| read_failed(self.context, Peer::Server, READING, source))?;
         match received {
             Received::Bytes(_) | Received::Idle => Ok(Next::Forward),
-            Received::DeadlinePast => {
-                let buffer = &mut self.reader.buffer.bytes;
-                let resumed = forwarder.park_response(buffer, &mut self.server)?;
-                Ok(resumed.map_or(Next::Read, Next::Resume))
-            }
-            Received::Eof if inside || !self.reader.buffer.bytes.is_empty() => {
-                Err(ProcessorExit::Failed(Error::Closed {
-                    peer: Peer::Server,
-                    operation: "in the middle of an answer",
-                }))
-            }
+            Received::DeadlinePast => self.park(),
+            Received::Eof if !is_between => Err(ProcessorExit::Failed(Error::Closed {
+                peer: Peer::Server,
+                operation: "in the middle of an answer",
+            })),
             Received::Eof if forwarder.terminate_sent() => {
                 Err(ProcessorExit::ClientLeft { terminated: true })
             }
             Received::Eof => Err(ProcessorExit::ServerLeft),
         }
+    }
+
+    /// Stands still for as long as the session is suspended.
+    fn park(&mut self) -> Result<Next, ProcessorExit> {
+        let buffer = &mut self.reader.buffer.bytes;
+        let forwarder = &self.context.forwarder;
+        let resumed = forwarder.park_response(buffer, &mut self.server)?;
+        Ok(resumed.map_or(Next::Read, Next::Resume))
+    }
+
+    /// Whether the server's FATAL, at `start` and the last of what it has said, is not the
+    /// client's, because the session waits for another server.
+    fn is_held_instead(&self, start: usize) -> bool {
+        let Some((_, before)) = self.frames.split_last() else {
+            return false;
+        };
+        before.iter().all(|frame| frame.tag.is_asynchronous())
+            && (self.context.server_lost)(self.reader.buffer.first(start).to_vec())
     }
 
     fn forward(&mut self) -> Result<Next, ProcessorExit> {
@@ -128,7 +146,7 @@ impl<S: ServerStream, T: Ticket + 'static> Responses<'_, S, T> {
         let bytes = self
             .scanner
             .scan(&self.reader.buffer.bytes, |frame| {
-                *fatal_last = is_fatal_error(&frame);
+                *fatal_last = is_fatal_error(&frame).then_some(frame.start);
                 if BackendTag(frame.tag) == BackendTag::NOTIFICATION_RESPONSE {
                     notifications.push(frame.start);
                 }
@@ -143,6 +161,12 @@ impl<S: ServerStream, T: Ticket + 'static> Responses<'_, S, T> {
         }
         if bytes == 0 {
             return Ok(Next::Read);
+        }
+        if let Some(start) = self.fatal_last
+            && self.is_held_instead(start)
+        {
+            self.reader.buffer.bytes.clear();
+            return self.park();
         }
         let forwarder = &self.context.forwarder;
         let buffer = &mut self.reader.buffer.bytes;
@@ -169,7 +193,7 @@ impl<S: ServerStream, T: Ticket + 'static> Responses<'_, S, T> {
             late_responses,
         } = resumed;
         self.scanner.restart();
-        self.fatal_last = false;
+        self.fatal_last = None;
         self.reader = Reader::new(leftover);
         if !to_client.is_empty() {
             self.send_to_client(&to_client, FORWARDING)?;
@@ -190,7 +214,7 @@ impl<S: ServerStream, T: Ticket + 'static> Responses<'_, S, T> {
         let inside = self.scanner.is_inside();
         self.position = match inside {
             true => StreamPosition::InsideMessage,
-            false if self.fatal_last => StreamPosition::AfterFatal,
+            false if self.fatal_last.is_some() => StreamPosition::AfterFatal,
             false => StreamPosition::BetweenMessages,
         };
         self.context.written(Direction::Response, inside);

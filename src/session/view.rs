@@ -23,6 +23,8 @@ pub(crate) struct SessionView {
     pub backend: Arc<str>,
     /// When it was opened.
     pub opened: Instant,
+    /// Whether it could be rebuilt if its server went now.
+    pub captured: bool,
     /// Whether it is held until a server takes it.
     pub held: bool,
     /// What it does.
@@ -49,6 +51,7 @@ impl Session {
             server_tls: server.stream.is_encrypted(),
             backend: Arc::clone(server.assignment.name()),
             opened: self.opened,
+            captured: self.is_captured(),
             held: self.is_held(),
             forwarding: self.forwarder.view(),
             last_transfer: self.last_transfer.lock().clone(),

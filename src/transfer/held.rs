@@ -26,7 +26,8 @@ const LOOK_PATIENCE: Duration = Duration::from_millis(5);
 /// A captured session.
 pub(crate) struct HeldTransfer {
     pub(super) suspension: Suspension<ServerConn, MoveTicket>,
-    pub(super) ticket: MoveTicket,
+    /// `None`: nobody has ordered it, its server has gone.
+    pub(super) ticket: Option<MoveTicket>,
     pub(super) waited: Duration,
     pub(super) suspended: Instant,
     pub(super) state: Box<dyn SessionState>,
@@ -86,13 +87,16 @@ impl HeldTransfer {
 
     /// Tells its round, whose outcome comes when the hold ends.
     pub(crate) fn note_held(&mut self) {
-        self.ticket.hold();
+        if let Some(ticket) = &mut self.ticket {
+            ticket.hold();
+        }
     }
 
     /// Whether its round wants it held, rather than moved.
     #[must_use]
     pub(crate) fn is_ordered(&self) -> bool {
-        matches!(self.ticket.round().aim(), Aim::Hold(_))
+        let round = self.ticket.as_ref().map(MoveTicket::round);
+        round.is_some_and(|round| matches!(round.aim(), Aim::Hold(_)))
     }
 
     /// Whether its old server has gone, as far as [`Self::look`] has seen.
@@ -189,7 +193,7 @@ impl HeldTransfer {
                 let report = self.report(TransferOutcome::Recoverable, Some(reason));
                 let (suspension, ticket, resumed) = self.into_resumed(late_responses);
                 suspension.resume_kept(resumed);
-                ticket.finish(&report);
+                finish(ticket, &report);
                 return Attempted::Kept;
             }
         }
@@ -203,18 +207,20 @@ impl HeldTransfer {
         match take_over(context, suspension, restored, to_client) {
             Ok(to) => {
                 let to_log = Arc::clone(&to);
-                ticket.finish(&Report {
+                let report = Report {
                     to: Some(to_log),
                     ..success
-                });
+                };
+                finish(ticket, &report);
                 Attempted::Restored { to }
             }
             Err(closing) => {
-                ticket.finish(&Report {
+                let report = Report {
                     outcome: TransferOutcome::Recoverable,
                     reason: Some(closing.reason()),
                     ..success
-                });
+                };
+                finish(ticket, &report);
                 Attempted::Ended
             }
         }
@@ -223,7 +229,11 @@ impl HeldTransfer {
     fn into_resumed(
         self,
         late_responses: usize,
-    ) -> (Suspension<ServerConn, MoveTicket>, MoveTicket, Resumed) {
+    ) -> (
+        Suspension<ServerConn, MoveTicket>,
+        Option<MoveTicket>,
+        Resumed,
+    ) {
         let (_, leftover) = self.reader.into_parts();
         let resumed = Resumed {
             leftover,
@@ -239,7 +249,7 @@ impl HeldTransfer {
         let report = self.report(TransferOutcome::Recoverable, Some(reason));
         let (suspension, ticket, resumed) = self.into_resumed(0);
         suspension.resume_kept(resumed);
-        ticket.finish(&report);
+        finish(ticket, &report);
     }
 
     /// Its session has been closed.
@@ -249,7 +259,7 @@ impl HeldTransfer {
             suspension, ticket, ..
         } = self;
         drop(suspension);
-        ticket.finish(&report);
+        finish(ticket, &report);
     }
 
     /// Its server has gone and no other has taken it: `lose` ends the session.
@@ -264,6 +274,12 @@ impl HeldTransfer {
             suspension, ticket, ..
         } = self;
         drop(suspension);
-        ticket.finish(&report);
+        finish(ticket, &report);
+    }
+}
+
+fn finish(ticket: Option<MoveTicket>, report: &Report) {
+    if let Some(ticket) = ticket {
+        ticket.finish(report);
     }
 }

@@ -1,5 +1,6 @@
 //! Sessions that are held while their server is away.
 
+mod ahead;
 mod cockroachdb;
 mod limits;
 mod postgresql;

@@ -176,6 +176,7 @@ impl Rig {
             forwarder: Arc::clone(&self.forwarder),
             parameters: Arc::default(),
             client_process_id: None,
+            server_lost: Arc::new(|_| false),
             start_transfer: Arc::new(move |ready| {
                 let _ = start.send(ready);
             }),

@@ -1,0 +1,57 @@
+//! Captures idle sessions ahead (`[migration] capture = "idle"`), so that their server's
+//! crash costs them nothing.
+
+use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::config::Capture;
+use crate::connection::ProxyState;
+
+/// Between two looks at all sessions.
+const INTERVAL: Duration = Duration::from_millis(250);
+
+/// Sees to it that idle sessions are captured while the configuration wants that; to be
+/// called again after a reload.
+///
+/// # Errors
+/// There is no thread for it.
+pub(crate) fn start(state: &Arc<ProxyState>) -> io::Result<()> {
+    if !is_wanted(state) || state.capturing.swap(true, Ordering::SeqCst) {
+        return Ok(());
+    }
+    let of = Arc::downgrade(state);
+    let spawned = thread::Builder::new()
+        .name("capture".to_owned())
+        .spawn(move || run(&of));
+    if spawned.is_err() {
+        state.capturing.store(false, Ordering::SeqCst);
+    }
+    spawned.map(drop)
+}
+
+fn is_wanted(state: &ProxyState) -> bool {
+    !state.stopping.load(Ordering::SeqCst) && state.config.read().migration.capture == Capture::Idle
+}
+
+fn run(of: &Weak<ProxyState>) {
+    while let Some(state) = of.upgrade() {
+        if !is_wanted(&state) {
+            state.capturing.store(false, Ordering::SeqCst);
+            // A reload that wanted it again just now has not started another.
+            let again = start(&state);
+            if let Err(error) = again {
+                log::warn!(reason:% = error; "idle sessions are not captured: no thread");
+            }
+            return;
+        }
+        let now = Instant::now();
+        for session in state.sessions.snapshot() {
+            session.capture_when_idle(now);
+        }
+        drop(state);
+        thread::sleep(INTERVAL);
+    }
+}

@@ -1,0 +1,113 @@
+//! What is known of the session ahead, should its server go without a word.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::Session;
+use crate::config::Capture;
+use crate::forwarder::Traffic;
+use crate::hold::HeldSession;
+use crate::transfer::{self, Captured, STACK_BYTES};
+use crate::workers::RetryOrder;
+
+/// A session that has written nothing for this long is idle.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// The state that was captured last, and what has been seen of the session.
+#[derive(Default)]
+pub(super) struct Ahead {
+    traffic: Traffic,
+    /// Since when that has not changed.
+    since: Option<Instant>,
+    /// It has been asked since.
+    asked: bool,
+    captured: Option<Captured>,
+}
+
+impl Session {
+    /// Asks an idle session for its state, once until it has been used again.  To be called
+    /// a few times a second.
+    pub(crate) fn capture_when_idle(&self, now: Instant) {
+        let traffic = self.forwarder.traffic();
+        let mut ahead = self.ahead.lock();
+        if ahead.traffic != traffic || ahead.since.is_none() {
+            *ahead = Ahead {
+                traffic,
+                since: Some(now),
+                ..Ahead::default()
+            };
+            return;
+        }
+        let idle = ahead.since.is_some_and(|since| now >= since + IDLE);
+        if !idle || ahead.asked {
+            return;
+        }
+        // Nothing is under it: a permit that is given back serves others.
+        drop(ahead);
+        // Where no worker is free, or the session is in use, it is its turn again later.
+        let Some(permit) = self.workers.try_take() else {
+            return;
+        };
+        let Some(suspension) = self.forwarder.suspend_idle(traffic) else {
+            return;
+        };
+        self.ahead.lock().asked = true;
+        let Some(session) = self.this.upgrade() else {
+            return;
+        };
+        let spawned = thread::Builder::new()
+            .name(format!("transfer-{}", self.name.conn))
+            .stack_size(STACK_BYTES)
+            .spawn(move || {
+                let config = Arc::clone(&session.config.read());
+                let (limits, login) = (&config.migration, config.login);
+                let captured =
+                    transfer::capture(suspension, &session.transfer, limits, login, |lost| {
+                        session.lose(lost);
+                    });
+                let mut ahead = session.ahead.lock();
+                if ahead.traffic == traffic {
+                    ahead.captured = captured;
+                }
+                drop(ahead);
+                drop(permit);
+                // For an order that came meanwhile.
+                session.retry_order();
+            });
+        if let Err(error) = spawned {
+            log::debug!(conn = self.name.conn, reason:% = error; "no thread to capture an idle session");
+        }
+    }
+
+    /// Whether the session could be rebuilt if its server went now.
+    #[must_use]
+    pub(crate) fn is_captured(&self) -> bool {
+        let traffic = self.forwarder.traffic();
+        let ahead = self.ahead.lock();
+        ahead.captured.is_some() && ahead.traffic == traffic
+    }
+
+    /// Its server has gone, and has said `to_client` last.  True: the session is held.
+    pub(super) fn hold_lost(&self, to_client: Vec<u8>) -> bool {
+        if self.config.read().migration.capture == Capture::Off {
+            return false;
+        }
+        let (traffic, captured) = {
+            let mut ahead = self.ahead.lock();
+            (ahead.traffic, ahead.captured.take())
+        };
+        let Some(captured) = captured else {
+            return false;
+        };
+        let Some(session) = self.this.upgrade() else {
+            return false;
+        };
+        let Some(suspension) = self.forwarder.suspend_idle(traffic) else {
+            return false;
+        };
+        let held = captured.hold(suspension, to_client);
+        self.holds.hold(&(session as Arc<dyn HeldSession>), held);
+        true
+    }
+}

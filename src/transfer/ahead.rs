@@ -1,0 +1,90 @@
+//! A session's state, captured ahead: while it is idle, for its server's crash.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::attempt::{Attempt, Fetched, Outcome};
+use super::held::HeldTransfer;
+use super::{Lost, TransferContext};
+use crate::config::Migration;
+use crate::dialect::{LoginMethod, SessionState};
+use crate::error::Peer;
+use crate::forwarder::Suspension;
+use crate::frame::FrameReader;
+use crate::server_conn::ServerConn;
+use crate::ticket::MoveTicket;
+
+/// What is needed to rebuild a session that has not been used since.
+pub(crate) struct Captured {
+    state: Box<dyn SessionState>,
+    unnamed: Option<Vec<u8>>,
+}
+
+/// Asks for the state of a session that goes on where it is.  `None`: it cannot be had,
+/// or the session was lost by it, which `lose` is told.
+pub(crate) fn capture(
+    suspension: Suspension<ServerConn, MoveTicket>,
+    context: &TransferContext,
+    limits: &Migration,
+    login: Option<LoginMethod>,
+    lose: impl FnOnce(Lost),
+) -> Option<Captured> {
+    let mut attempt = Attempt {
+        context,
+        max_state_bytes: limits.max_state_size,
+        may_hold: false,
+        login,
+        suspension: &suspension,
+        round: None,
+        deadline: Instant::now() + limits.timeout,
+        state_bytes: None,
+    };
+    match attempt.fetch() {
+        Ok(Fetched {
+            state,
+            unnamed,
+            server,
+            ..
+        }) => {
+            let resumed = server.resumed(0);
+            suspension.resume_kept(resumed);
+            Some(Captured { state, unnamed })
+        }
+        Err(Outcome::Kept { reason, resumed }) => {
+            log::debug!(reason = reason.text; "an idle session's state is not known");
+            suspension.resume_kept(resumed);
+            None
+        }
+        Err(Outcome::Lost(lost)) => {
+            if suspension.closing().is_none() {
+                lose(lost);
+            }
+            None
+        }
+        // Nothing is restored here.
+        Err(Outcome::Moved { .. } | Outcome::Held { .. }) => None,
+    }
+}
+
+impl Captured {
+    /// The session, whose server has gone, as it is held.  `to_client`: what that has said
+    /// last.
+    pub(crate) fn hold(
+        self,
+        suspension: Suspension<ServerConn, MoveTicket>,
+        to_client: Vec<u8>,
+    ) -> Box<HeldTransfer> {
+        let stream = Arc::clone(&suspension.server().stream);
+        Box::new(HeldTransfer {
+            suspension,
+            ticket: None,
+            waited: Duration::ZERO,
+            suspended: Instant::now(),
+            state: self.state,
+            unnamed: self.unnamed,
+            reader: FrameReader::new(stream, Peer::Server, Vec::new()),
+            to_client,
+            server_gone: true,
+        })
+    }
+}

@@ -1,0 +1,124 @@
+//! A crash under idle sessions whose state is known.
+
+use crate::support::message::query;
+use crate::support::poll_kernel;
+use crate::support::postgres::Cluster;
+use crate::support::proxy::{CONTROL, Proxy, Setup};
+use crate::support::wire::Wire;
+
+use super::{fates, login, wait_finished};
+
+fn setup(cluster: &Cluster) -> Setup {
+    Setup::new(&[cluster.address()])
+        .top("dialect = \"postgresql\"")
+        .top(CONTROL)
+        .section("[login]\nmethod = \"trust\"")
+        .section("[migration]\nhold = \"60s\"\ncapture = \"idle\"")
+}
+
+fn captured(proxy: &Proxy) -> usize {
+    let (_, sessions) = proxy.ask_json(&["sessions"]);
+    let sessions = sessions.as_array().unwrap();
+    let captured = sessions
+        .iter()
+        .filter(|session| session["captured"] == true);
+    captured.count()
+}
+
+fn wait_captured(proxy: &Proxy, sessions: usize) {
+    poll_kernel(
+        || captured(proxy) == sessions,
+        || format!("{} are captured", captured(proxy)),
+    );
+}
+
+fn shows(wire: &mut Wire, value: &str) {
+    assert_eq!(wire.value("SHOW application_name"), value);
+}
+
+#[test]
+fn an_idle_session_survives_its_servers_crash() {
+    let mut cluster = Cluster::start(&[], |_| {});
+    let proxy = setup(&cluster).start();
+    let (mut first, mut second) = (login(&proxy), login(&proxy));
+    for (client, name) in [(&mut first, "first"), (&mut second, "second")] {
+        client.rows(&format!("SET application_name = '{name}'"));
+        // On disk, or the session would be ahead of its server.
+        client.rows("CHECKPOINT");
+    }
+    for crash in [Cluster::crash, Cluster::stop, Cluster::crash] {
+        wait_captured(&proxy, 2);
+        let position = proxy.log().position();
+        crash(&mut cluster);
+        proxy.wait_log(position, |line| line.is("session held"));
+        first.send(&query("SHOW application_name"));
+        cluster.start_again();
+        let answer = first.receive_through(b'Z');
+        assert!(
+            answer
+                .iter()
+                .any(|message| message.body.ends_with(b"first")),
+            "{answer:?}"
+        );
+        shows(&mut second, "second");
+        assert_eq!(fates(&wait_finished(&proxy, position)), [2, 0, 0]);
+    }
+}
+
+#[test]
+fn a_session_that_was_used_since_ends_as_ever() {
+    let mut cluster = Cluster::start(&[], |_| {});
+    let proxy = setup(&cluster).start();
+    let (mut used, mut idle) = (login(&proxy), login(&proxy));
+    wait_captured(&proxy, 2);
+    used.rows("BEGIN");
+    used.rows("SELECT 1");
+    cluster.stop();
+    used.expect_error("FATAL", "57P01");
+    used.expect_gone();
+    cluster.start_again();
+    assert_eq!(idle.value("SELECT 1"), "1");
+}
+
+#[test]
+fn what_cannot_be_captured_ends_as_ever() {
+    let mut cluster = Cluster::start(&[], |_| {});
+    let proxy = setup(&cluster).start();
+    let (mut tied, mut idle) = (login(&proxy), login(&proxy));
+    tied.rows("CREATE TEMPORARY TABLE x (a int)");
+    wait_captured(&proxy, 1);
+    cluster.stop();
+    tied.expect_error("FATAL", "57P01");
+    cluster.start_again();
+    assert_eq!(idle.value("SELECT 1"), "1");
+}
+
+/// Being asked costs a client nothing: its unnamed statement and its answers stay.
+#[test]
+fn a_captured_session_goes_on_as_it_was() {
+    let cluster = Cluster::start(&[], |_| {});
+    let proxy = setup(&cluster).start();
+    let mut client = login(&proxy);
+    let pid = client.value("SELECT pg_backend_pid()");
+    for _ in 0..3 {
+        wait_captured(&proxy, 1);
+        assert_eq!(client.value("SELECT pg_backend_pid()"), pid);
+        assert_eq!(captured(&proxy), 0);
+    }
+}
+
+/// One backend process alone, as `pg_terminate_backend` ends it: its session was
+/// meant to end there, but nobody can tell that from a crash.
+#[test]
+fn one_backend_process_that_ends_is_replaced() {
+    let cluster = Cluster::start(&[], |_| {});
+    let proxy = setup(&cluster).start();
+    let mut client = login(&proxy);
+    let pid = client.value("SELECT pg_backend_pid()");
+    wait_captured(&proxy, 1);
+    let position = proxy.log().position();
+    let sql = format!("SELECT pg_terminate_backend({pid})");
+    cluster.client().batch_execute(&sql).unwrap();
+    proxy.wait_log(position, |line| line.is("session restored"));
+    assert_ne!(client.value("SELECT pg_backend_pid()"), pid);
+}
