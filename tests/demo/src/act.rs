@@ -377,7 +377,7 @@ fn wait_until_listening(crew: &mut Crew, name: &str, word: &str) -> Result<()> {
 
 /// The inodes of this process's sockets: a connection that was made anew would
 /// have another.
-fn own_sockets() -> Result<BTreeSet<u64>> {
+pub(crate) fn own_sockets() -> Result<BTreeSet<u64>> {
     let mut sockets = BTreeSet::new();
     for descriptor in Process::myself()?.fd()? {
         if let FDTarget::Socket(inode) = descriptor?.target {

@@ -16,6 +16,7 @@ use demo::{Result, Stop, children, failed};
 
 mod act;
 mod ports;
+mod restart;
 mod session;
 mod settings;
 mod show;
@@ -30,7 +31,8 @@ fn main() -> ExitCode {
         }
         ["--config", config] => run(Path::new(config), false),
         ["--config", config, "--once"] => run(Path::new(config), true),
-        _ => failed("usage: scripts/demo [--once]"),
+        ["--restart", programs] => run_restart(Path::new(programs)),
+        _ => failed("usage: scripts/demo [--once | --restart]"),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -41,6 +43,16 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn run_restart(programs: &Path) -> Result<()> {
+    let directory = tempfile::Builder::new()
+        .prefix("sqlproxy-demo-")
+        .tempdir()?;
+    let (events, inbox) = std::sync::mpsc::channel();
+    signals::watch(events.clone(), directory.path(), true)?;
+    let crew = children::Crew::new(events, inbox);
+    restart::play(crew, programs, directory.path())
 }
 
 fn run(config: &Path, once: bool) -> Result<()> {
