@@ -130,8 +130,8 @@ pub trait SessionTransfer {
     ) -> Box<dyn Conversation<Box<dyn SessionState>>>;
 }
 
-/// A session's state between two servers.  Secret: never logged, never kept
-/// longer than the transfer.
+/// A session's state between two servers.  Secret: never logged, kept no longer than
+/// its transfer and its hold or, captured ahead, than until the session is used again.
 pub trait SessionState: Send {
     /// Its size, as the log and `max_state_size` count it.
     fn state_bytes(&self) -> usize;

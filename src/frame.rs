@@ -283,6 +283,11 @@ impl FrameReader {
         }
     }
 
+    /// Gives back what room it keeps for the next read.
+    pub(crate) fn shrink(&mut self) {
+        self.buffer.shrink_to_fit();
+    }
+
     /// The next message that has already come whole; waits for nothing.
     ///
     /// # Errors

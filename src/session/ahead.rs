@@ -20,8 +20,8 @@ pub(super) struct Ahead {
     traffic: Traffic,
     /// Since when that has not changed.
     since: Option<Instant>,
-    /// It has been asked since.
-    asked: bool,
+    /// When it was asked since.
+    asked: Option<Instant>,
     captured: Option<Captured>,
 }
 
@@ -40,7 +40,12 @@ impl Session {
             return;
         }
         let idle = ahead.since.is_some_and(|since| now >= since + IDLE);
-        if !idle || ahead.asked {
+        // What lets the session in lives so long; half of it is left for a hold.
+        let lifetime = self.transfer.dialect.longest_hold();
+        let fresh = ahead
+            .asked
+            .is_some_and(|asked| lifetime.is_none_or(|lifetime| now < asked + lifetime / 2));
+        if !idle || fresh {
             return;
         }
         // Nothing is under it: a permit that is given back serves others.
@@ -52,7 +57,7 @@ impl Session {
         let Some(suspension) = self.forwarder.suspend_idle(traffic) else {
             return;
         };
-        self.ahead.lock().asked = true;
+        self.ahead.lock().asked = Some(now);
         let Some(session) = self.this.upgrade() else {
             return;
         };

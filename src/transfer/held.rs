@@ -85,8 +85,10 @@ impl HeldTransfer {
         self.state.state_bytes()
     }
 
-    /// Tells its round, whose outcome comes when the hold ends.
+    /// It stands still from now on.  Tells its round, whose outcome comes when the hold
+    /// ends, and keeps no more memory than it has to.
     pub(crate) fn note_held(&mut self) {
+        self.reader.shrink();
         if let Some(ticket) = &mut self.ticket {
             ticket.hold();
         }
@@ -144,6 +146,7 @@ impl HeldTransfer {
         };
         let result = act(&mut old);
         self.reader = old.reader;
+        self.reader.shrink();
         self.to_client = old.to_client;
         result
     }

@@ -1,8 +1,16 @@
 //! A PostgreSQL that restarts, crashes or is promoted under its sessions.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+
+use postgres::{Config, NoTls};
+
 use crate::support::message::{VERSION_3_0, frame, query, startup};
+use crate::support::poll_kernel;
 use crate::support::postgres::{Cluster, USER};
-use crate::support::proxy::Outcome;
+use crate::support::proxy::{Outcome, Proxy};
+use crate::support::psql::Psql;
 use crate::support::wire::Wire;
 
 use super::{fates, hold_all, login, setup, wait_finished};
@@ -181,10 +189,10 @@ fn pgbench_sees_nothing_but_a_pause() {
     let mut cluster = Cluster::start(&[], |_| {});
     let proxy = setup(&cluster, "60s").start();
     super::pgbench(&proxy, &["-i", "-q", "-s", "1"]);
-    for mode in ["simple", "extended", "prepared"] {
-        let arguments = ["-n", "-M", mode, "-c", "8", "-j", "2", "-T", "5"];
+    for (mode, clients) in [("simple", "8"), ("extended", "8"), ("prepared", "32")] {
+        let arguments = ["-n", "-M", mode, "-c", clients, "-j", "2", "-T", "5"];
         let mut bench = super::start_pgbench(&proxy, &arguments);
-        super::wait_sessions(&proxy, 8);
+        super::wait_sessions(&proxy, clients.parse().unwrap());
         let mut restored = 0;
         while bench.try_wait().unwrap().is_none() {
             let position = proxy.log().position();
@@ -211,4 +219,112 @@ fn pgbench_sees_nothing_but_a_pause() {
     let sums = "SELECT (SELECT sum(abalance) FROM pgbench_accounts) = \
                 (SELECT sum(delta) FROM pgbench_history)";
     assert!(client.query_one(sums, &[]).unwrap().get::<_, bool>(0));
+}
+
+/// A client that inserts one row after the other, and how many were committed.
+struct Writer {
+    stop: Arc<AtomicBool>,
+    committed: Arc<AtomicUsize>,
+    thread: JoinHandle<()>,
+}
+
+impl Writer {
+    fn start(proxy: &Proxy) -> Self {
+        let mut client = Config::new()
+            .host("127.0.0.1")
+            .port(proxy.address().port())
+            .user(USER)
+            .dbname("postgres")
+            .connect(NoTls)
+            .unwrap();
+        let insert = client
+            .prepare("INSERT INTO written SELECT count(*) FROM written")
+            .unwrap();
+        let (stop, committed) = (Arc::new(AtomicBool::new(false)), Arc::default());
+        let (stopped, count) = (Arc::clone(&stop), Arc::clone(&committed));
+        let thread = thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                client.execute(&insert, &[]).unwrap();
+                AtomicUsize::fetch_add(&count, 1, Ordering::Relaxed);
+            }
+        });
+        Self {
+            stop,
+            committed,
+            thread,
+        }
+    }
+
+    fn wait_more(&self) {
+        let before = self.committed.load(Ordering::Relaxed);
+        poll_kernel(
+            || self.committed.load(Ordering::Relaxed) > before + 20,
+            || "nothing is written any more".to_owned(),
+        );
+    }
+
+    fn end(self) -> usize {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap();
+        self.committed.load(Ordering::Relaxed)
+    }
+}
+
+/// Switches over to a standby, and from there to a standby of that.
+#[test]
+fn no_committed_row_is_lost_in_two_switchovers() {
+    let mut first = Cluster::start(&[], |_| {});
+    let create = "CREATE TABLE written (a bigint)";
+    first.client().batch_execute(create).unwrap();
+    let mut second = first.standby();
+    let setup = setup(&first, "60s").backend("second", second.address(), "draining");
+    let proxy = setup.start();
+    let writer = Writer::start(&proxy);
+    writer.wait_more();
+
+    hold_all(&proxy, 1);
+    let setup = setup.state(0, "draining").state(1, "active");
+    proxy.reconfigure(&setup.text());
+    first.stop();
+    let promote = "SELECT pg_promote()";
+    second.client().execute(promote, &[]).unwrap();
+    writer.wait_more();
+
+    let third = second.standby();
+    let setup = setup.backend("third", third.address(), "draining");
+    let position = proxy.log().position();
+    proxy.reconfigure(&setup.text());
+    proxy.wait_log(position, |line| line.is("configuration reloaded"));
+    let (code, text) = proxy.ask(&["hold", "second", "--wait", "30s"]);
+    assert_eq!(code, 0, "{text}");
+    let setup = setup.state(1, "draining").state(2, "active");
+    proxy.reconfigure(&setup.text());
+    second.stop();
+    third.client().execute(promote, &[]).unwrap();
+    writer.wait_more();
+
+    let committed = writer.end();
+    let sql = "SELECT count(*), count(DISTINCT a) FROM written";
+    let row = third.client().query_one(sql, &[]).unwrap();
+    let counts: [i64; 2] = [row.get(0), row.get(1)];
+    assert_eq!(counts, [committed as i64; 2]);
+}
+
+#[test]
+fn psql_goes_through_five_restarts() {
+    let mut cluster = Cluster::start(&[], |_| {});
+    let proxy = setup(&cluster, "60s").start();
+    let mut psql = Psql::connect(&format!(
+        "host=127.0.0.1 port={} user={USER} dbname=postgres",
+        proxy.address().port()
+    ));
+    psql.run("SET application_name = 'still me'; PREPARE kept AS SELECT 'prepared';");
+    super::wait_sessions(&proxy, 1);
+    for _ in 0..5 {
+        hold_all(&proxy, 1);
+        cluster.stop();
+        cluster.start_again();
+        assert_eq!(psql.run("SHOW application_name;"), ["still me"]);
+        assert_eq!(psql.run("EXECUTE kept;"), ["prepared"]);
+    }
 }
