@@ -76,7 +76,7 @@ enum Fate {
 }
 
 /// One backend whose sessions are held.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct BackendHold {
     name: Arc<str>,
     began: Instant,
@@ -91,6 +91,20 @@ struct BackendHold {
     restored: usize,
     resumed: usize,
     lost: usize,
+}
+
+impl BackendHold {
+    fn log_finished(&self) {
+        log::info!(
+            backend = &*self.name,
+            sessions = self.sessions,
+            restored = self.restored,
+            resumed = self.resumed,
+            lost = self.lost,
+            elapsed_ms:% = Milliseconds(self.began.elapsed());
+            "hold finished"
+        );
+    }
 }
 
 #[derive(Default)]
@@ -207,8 +221,20 @@ impl Holds {
     ) -> Result<(), HoldError> {
         let mut book = self.book.lock();
         self.need_keeper(&mut book)?;
-        self.hold_of(&mut book, backend, name).command_until = Some(until);
+        // One that is over and has not been settled yet.
+        let finished = match book.backends.get(&backend) {
+            Some(hold) if hold.held == 0 => book.backends.remove(&backend),
+            _ => None,
+        };
+        let hold = self.hold_of(&mut book, backend, name);
+        hold.command_until = Some(until);
+        // Its server's end and return are still to come.
+        hold.gone = None;
         drop(book);
+        if let Some(finished) = finished {
+            self.connector.balancer().news().hold_ends();
+            finished.log_finished();
+        }
         self.connector.balancer().set_held(backend, true);
         log::info!(backend = &**name; "hold begun by command");
         Ok(())
@@ -381,15 +407,7 @@ impl Holds {
             if hold.held > 0 || hold.command_until.is_some() {
                 return true;
             }
-            let line = HoldFinished {
-                backend: Arc::clone(&hold.name),
-                sessions: hold.sessions,
-                restored: hold.restored,
-                resumed: hold.resumed,
-                lost: hold.lost,
-                elapsed: hold.began.elapsed(),
-            };
-            over.push((id, Some(line)));
+            over.push((id, Some(hold.clone())));
             false
         });
         let idle = none_kept && book.backends.is_empty() && book.arrived.is_empty();
@@ -397,37 +415,13 @@ impl Holds {
             book.keeper_runs = false;
         }
         drop(book);
-        for (id, line) in over {
+        for (id, finished) in over {
             balancer.set_held(id, false);
-            if let Some(line) = line {
+            if let Some(finished) = finished {
                 balancer.news().hold_ends();
-                line.log();
+                finished.log_finished();
             }
         }
         idle
-    }
-}
-
-/// A hold that is over.
-struct HoldFinished {
-    backend: Arc<str>,
-    sessions: usize,
-    restored: usize,
-    resumed: usize,
-    lost: usize,
-    elapsed: Duration,
-}
-
-impl HoldFinished {
-    fn log(&self) {
-        log::info!(
-            backend = &*self.backend,
-            sessions = self.sessions,
-            restored = self.restored,
-            resumed = self.resumed,
-            lost = self.lost,
-            elapsed_ms:% = Milliseconds(self.elapsed);
-            "hold finished"
-        );
     }
 }

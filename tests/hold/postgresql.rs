@@ -190,7 +190,9 @@ fn pgbench_sees_nothing_but_a_pause() {
     let proxy = setup(&cluster, "60s").start();
     super::pgbench(&proxy, &["-i", "-q", "-s", "1"]);
     for (mode, clients) in [("simple", "8"), ("extended", "8"), ("prepared", "32")] {
-        let arguments = ["-n", "-M", mode, "-c", clients, "-j", "2", "-T", "5"];
+        // A thread for each: one that waits for a held client in PQprepare would leave its
+        // others in their transactions, which are waited for in turn.
+        let arguments = ["-n", "-M", mode, "-c", clients, "-j", clients, "-T", "5"];
         let mut bench = super::start_pgbench(&proxy, &arguments);
         super::wait_sessions(&proxy, clients.parse().unwrap());
         let mut restored = 0;
