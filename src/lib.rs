@@ -55,7 +55,6 @@
 //! | `Rounds::history` | the last rounds | – |
 //! | `Session::ahead` | the state that was captured while it was idle | – |
 //! | `Session::last_transfer` | how its last order to move ended | – |
-//! | `Session::reason` | why one session ends | – |
 //! | `TransferContext::parameters` (the processors' `Context::parameters`) | what one client was told | – |
 //! | `Balancer::backends` | backends and their sessions | – |
 //! | `News::holding` | whether new clients wait for a server | – |

@@ -10,7 +10,7 @@ mod orders;
 mod view;
 
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -71,7 +71,7 @@ pub(crate) struct Session {
     last_transfer: Mutex<Option<LastTransfer>>,
     opened: Instant,
     /// Why it ends; the first reason stands.
-    reason: Mutex<Option<DisconnectReason>>,
+    reason: OnceLock<DisconnectReason>,
     this: Weak<Session>,
 }
 
@@ -125,7 +125,7 @@ impl Session {
             workers: Arc::clone(holds.workers()),
             last_transfer: Mutex::new(None),
             opened: Instant::now(),
-            reason: Mutex::new(None),
+            reason: OnceLock::new(),
             this: Weak::clone(this),
         })
     }
@@ -251,10 +251,7 @@ impl Session {
         if by_shutdown || matches!(new, DisconnectReason::ProcessorExit(ProcessorExit::Closed)) {
             return;
         }
-        let mut reason = self.reason.lock();
-        if reason.is_none() {
-            *reason = Some(new);
-        }
+        let _ = self.reason.set(new);
     }
 
     /// Stops both processors where they are, but leaves the client's stream
@@ -270,12 +267,7 @@ impl Session {
     /// Tells the client why its session ends, where it does not know, and that
     /// it ends: without TLS's close_notify an end looks like an attack.
     fn tell_reason(&self) {
-        // The reason first and the forwarder after it: never one lock under the other.
-        let known = self
-            .reason
-            .lock()
-            .as_ref()
-            .map(DisconnectReason::last_message);
+        let known = self.reason.get().map(DisconnectReason::last_message);
         let message = match (known, self.forwarder.closing()) {
             (Some(message), _) => message,
             (None, Some(Closing::ShutdownSafe | Closing::ShutdownForced)) => {
@@ -292,7 +284,7 @@ impl Session {
     /// Counts and logs the end.
     pub(crate) fn end(&self, metrics: &Metrics, lasted: Duration) {
         self.client.shutdown();
-        let (counted, reason) = match &*self.reason.lock() {
+        let (counted, reason) = match self.reason.get() {
             // Only the proxy's own end leaves none.
             None => (None, Closing::ShutdownSafe.reason().text),
             Some(ended) => (ended.event(), ended.to_string()),
