@@ -7,6 +7,8 @@
 //! names, reading certificates, asking the machine for its limits.
 
 mod address;
+mod backends;
+mod migration;
 mod reader;
 #[cfg(test)]
 mod tests;
@@ -21,6 +23,10 @@ use crate::dialect::CustomNames;
 pub(crate) use crate::dialect::{Dialect, LoginMethod};
 pub(crate) use crate::tls::{ClientTls, ClientTlsMode, ServerTls, SslMode};
 pub(crate) use address::Address;
+use backends::read_backends;
+pub(crate) use backends::{BackendConfig, BackendState};
+use migration::read_migration;
+pub(crate) use migration::{Capture, Migration};
 use reader::{Reader, Section};
 
 /// Where the proxy listens when the file does not say: CockroachDB's SQL port.
@@ -38,14 +44,6 @@ const DEFAULT_SHUTDOWN_GRACE: Duration = Duration::from_secs(30);
 const DEFAULT_TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
 /// What a prober of `/readyz` or a rolling restart notices in time.
 const DEFAULT_HEALTH_INTERVAL: Duration = Duration::from_secs(2);
-/// The original's limit on one transfer.
-const DEFAULT_TRANSFER_TIMEOUT: Duration = Duration::from_secs(15);
-const DEFAULT_TRANSFER_WAIT: Duration = Duration::from_secs(60);
-const DEFAULT_WORKERS: usize = 32;
-const MAX_WORKERS: u64 = 1024;
-const DEFAULT_MAX_STATE_BYTES: usize = 16 * 1024 * 1024;
-/// Larger than any name in a metric or a log line should be.
-const MAX_NAME_LENGTH: usize = 63;
 
 /// The whole of `proxy.conf`.
 #[derive(Debug, Clone, PartialEq)]
@@ -88,68 +86,6 @@ pub struct Config {
     pub migration: Migration,
     /// `[[backend]]`, in the order of the file: at least one, names unique.
     pub backends: Vec<BackendConfig>,
-}
-
-/// `[migration]`: how sessions are moved.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Migration {
-    /// `timeout`: one transfer from suspend to resume, 1 ms to 24 h.
-    pub timeout: Duration,
-    /// `wait`: how long a busy session may take to reach a safe transfer point, 0 to 24 h.
-    pub wait: Duration,
-    /// `workers`: the most transfers under way at once, 1 to 1024.
-    pub workers: usize,
-    /// `max_state_size`, in bytes: the largest session state that is moved,
-    /// 1 KiB to 512 MiB (as base64 it must still fit one protocol message).
-    pub max_state_size: usize,
-    /// `hold`: how long a session may be held where no server takes it, 0 (never) to
-    /// 24 h; to 10 min with the dialect `cockroachdb`, whose tokens live that long.
-    pub hold: Duration,
-    /// `capture`: when the state of a session is asked for without a need, for its
-    /// server's crash.
-    pub capture: Capture,
-}
-
-/// `[migration] capture`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Capture {
-    /// Never.
-    Off,
-    /// When a session has been idle for a second.
-    Idle,
-}
-
-impl Default for Migration {
-    fn default() -> Self {
-        Self {
-            timeout: DEFAULT_TRANSFER_TIMEOUT,
-            wait: DEFAULT_TRANSFER_WAIT,
-            workers: DEFAULT_WORKERS,
-            max_state_size: DEFAULT_MAX_STATE_BYTES,
-            hold: Duration::ZERO,
-            capture: Capture::Off,
-        }
-    }
-}
-
-/// One `[[backend]]`: a SQL node that sessions may be on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BackendConfig {
-    /// `name`: how the log and the metrics call it; unique.
-    pub name: String,
-    /// `address`: resolved anew at each dial; the port is never 0.
-    pub address: Address,
-    /// `state`: whether it takes sessions.
-    pub state: BackendState,
-}
-
-/// Whether a backend takes sessions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BackendState {
-    /// `"active"`: takes new sessions.
-    Active,
-    /// `"draining"`: takes none; those it has are moved away.
-    Draining,
 }
 
 /// Why a `proxy.conf` was refused: one line that names file, line, key and what
@@ -346,78 +282,4 @@ fn read_server_tls(root: &Section<'_>) -> Result<ServerTls, ConfigError> {
         }
         _ => Ok(tls),
     }
-}
-
-fn read_migration(root: &Section<'_>, dialect: Dialect) -> Result<Migration, ConfigError> {
-    let defaults = Migration::default();
-    let keys = &[
-        "timeout",
-        "wait",
-        "workers",
-        "max_state_size",
-        "hold",
-        "capture",
-    ];
-    let Some(section) = root.section("migration", keys)? else {
-        return Ok(defaults);
-    };
-    let hold = section.duration("hold")?.unwrap_or(defaults.hold);
-    if let Some(longest) = dialect.longest_hold()
-        && hold > longest
-    {
-        let longest = humantime::format_duration(longest);
-        let message = format!(
-            "expected at most {longest}, which is how long a session's revival token lives"
-        );
-        return Err(section.error("hold", &message));
-    }
-    let capture = section
-        .choice("capture", &[("off", Capture::Off), ("idle", Capture::Idle)])?
-        .unwrap_or(defaults.capture);
-    if capture == Capture::Idle && hold.is_zero() {
-        let message = "\"idle\" needs hold: how long a session may wait for its server";
-        return Err(section.error("capture", message));
-    }
-    Ok(Migration {
-        timeout: section.timeout("timeout")?.unwrap_or(defaults.timeout),
-        wait: section.duration("wait")?.unwrap_or(defaults.wait),
-        workers: section
-            .integer("workers", 1, MAX_WORKERS)?
-            .unwrap_or(defaults.workers),
-        max_state_size: section
-            .size("max_state_size")?
-            .unwrap_or(defaults.max_state_size),
-        hold,
-        capture,
-    })
-}
-
-fn read_backends(root: &Section<'_>) -> Result<Vec<BackendConfig>, ConfigError> {
-    let mut backends: Vec<BackendConfig> = Vec::new();
-    for section in root.sections("backend", &["name", "address", "state"])? {
-        let backend = BackendConfig {
-            name: section.name("name", MAX_NAME_LENGTH)?,
-            address: section
-                .address("address", 1)?
-                .ok_or_else(|| section.missing("address", "\"host:port\""))?,
-            state: section
-                .choice(
-                    "state",
-                    &[
-                        ("active", BackendState::Active),
-                        ("draining", BackendState::Draining),
-                    ],
-                )?
-                .unwrap_or(BackendState::Active),
-        };
-        if backends.iter().any(|other| other.name == backend.name) {
-            let message = format!("expected a unique name, found {:?} again", backend.name);
-            return Err(section.error("name", &message));
-        }
-        backends.push(backend);
-    }
-    if backends.is_empty() {
-        return Err(root.missing("backend", "at least one [[backend]] section"));
-    }
-    Ok(backends)
 }
