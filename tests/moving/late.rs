@@ -205,6 +205,11 @@ fn a_late_answer_is_swallowed_however_it_comes() {
                 case.name
             );
             client.expect_end();
+            // Its place in the next round goes with it.
+            let own = client.socket().local_addr().unwrap().to_string();
+            proxy.wait_log(0, |line| {
+                line.is("session closed") && line.get("client") == own
+            });
             continue;
         }
         for (number, sql) in MEANWHILE.iter().enumerate() {

@@ -107,7 +107,10 @@ impl Cluster {
                     case $order in
                     stop) kill -INT "$server"; wait "$server"; echo stopped ;;
                     crash) kill -KILL "$server"; wait "$server"; echo stopped ;;
-                    start) "$@" </dev/null >/dev/null & server=$!; echo started ;;
+                    start)
+                        # One that is slow to begin is there already.
+                        kill -0 "$server" || { "$@" </dev/null >/dev/null & server=$!; }
+                        echo started ;;
                     keep) keep=yes ;;
                     esac
                 done
