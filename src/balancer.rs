@@ -4,16 +4,22 @@
 //! picked until it is dropped, so that two picks at once never see the same
 //! count.
 
+mod drains;
 mod news;
+mod reach;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, Sender};
 use parking_lot::Mutex;
 
 use crate::config::{Address, BackendConfig, BackendState};
+pub(crate) use drains::Draining;
 pub(crate) use news::News;
+pub(crate) use reach::DialNews;
 
 /// A backend that made its last client wait for nothing is tried last by the
 /// next ones for this long.
@@ -43,14 +49,36 @@ struct Backend {
     dialled: Option<Instant>,
     /// An operator holds its sessions: it gets no new ones.
     held: bool,
+    /// Where it tells by HTTP that it is about to go.
+    health_url: Option<String>,
+    /// It has told so.
+    leaving: bool,
+    /// The log has said that it is empty, since it became one to leave.
+    drained: bool,
+    /// Dials that failed since the last that did not.
+    failures: usize,
+    /// More than may be: no new sessions while another is there.
+    down: bool,
 }
 
 impl Backend {
+    fn is_active(&self) -> bool {
+        self.state == Some(BackendState::Active) && !self.leaving
+    }
+
+    fn shown_state(&self) -> Option<BackendState> {
+        match self.leaving {
+            true => self.state.map(|_| BackendState::Draining),
+            false => self.state,
+        }
+    }
+
     fn probe_target(&self) -> ProbeTarget {
         ProbeTarget {
             id: self.id,
             name: Arc::clone(&self.name),
             address: self.address.clone(),
+            health_url: self.health_url.clone(),
         }
     }
 }
@@ -64,12 +92,18 @@ pub(crate) struct ProbeTarget {
     pub name: Arc<str>,
     /// Its address.
     pub address: Address,
+    /// Where it tells by HTTP that it is about to go.
+    pub health_url: Option<String>,
 }
 
 /// All backends and how many sessions each has.
 #[derive(Debug)]
 pub(crate) struct Balancer {
     backends: Mutex<Vec<Backend>>,
+    /// `health_fall`.
+    fall: AtomicUsize,
+    /// Backends that have ended a session as one that shuts down.
+    suspects: (Sender<BackendId>, Receiver<BackendId>),
     news: News,
 }
 
@@ -97,9 +131,12 @@ impl Balancer {
     pub(crate) fn new(configured: &[BackendConfig]) -> Arc<Self> {
         let balancer = Self {
             backends: Mutex::new(Vec::new()),
+            fall: AtomicUsize::new(usize::MAX),
+            suspects: crossbeam_channel::unbounded(),
             news: News::default(),
         };
         balancer.configure(configured);
+        balancer.take_emptied();
         Arc::new(balancer)
     }
 
@@ -121,6 +158,7 @@ impl Balancer {
                     let kept = before.and_then(|(_, state)| *state).filter(|_| unchanged);
                     known.state = kept.or(Some(config.state));
                     known.in_file = config.state;
+                    known.health_url.clone_from(&config.health_url);
                 }
                 None => {
                     backends.push(Backend {
@@ -135,6 +173,11 @@ impl Balancer {
                         in_clear: false,
                         dialled: None,
                         held: false,
+                        health_url: config.health_url.clone(),
+                        leaving: false,
+                        drained: false,
+                        failures: 0,
+                        down: false,
                     });
                     next += 1;
                 }
@@ -152,9 +195,11 @@ impl Balancer {
         let mut backends = self.backends.lock();
         let now = Instant::now();
         let slow = |b: &Backend| b.slow.is_some_and(|at| now < at + SLOW_MEMORY);
+        let any_up = backends.iter().any(|b| b.is_active() && !b.down);
         let found = backends
             .iter_mut()
-            .filter(|b| b.state == Some(BackendState::Active) && !b.held && !tried.contains(&b.id))
+            .filter(|b| b.is_active() && !b.held && !tried.contains(&b.id))
+            .filter(|b| !(b.down && any_up))
             .min_by_key(|b| (slow(b), b.sessions))?;
         Some(self.assign(found))
     }
@@ -179,10 +224,11 @@ impl Balancer {
         let mut any_active = false;
         let found = backends
             .iter_mut()
-            .filter(|b| b.state == Some(BackendState::Active) && (Some(b.id) != own || !has_other))
+            .filter(|b| b.is_active() && (Some(b.id) != own || !has_other))
             .filter(|b| own.is_none() || !b.held)
             .inspect(|_| any_active = true)
             .filter(|b| !tried.contains(&b.id) && b.slow.is_none_or(|at| at < since))
+            .filter(|b| !b.down || own.is_none())
             .min_by_key(|b| b.sessions);
         match found {
             Some(found) => Ok(self.assign(found)),
@@ -201,15 +247,6 @@ impl Balancer {
         }
     }
 
-    /// Whether sessions on this backend are to be moved away: it is draining or
-    /// no longer in the file.
-    #[must_use]
-    pub(crate) fn must_drain(&self, id: BackendId) -> bool {
-        let backends = self.backends.lock();
-        let backend = backends.iter().find(|b| b.id == id);
-        backend.is_none_or(|b| b.state != Some(BackendState::Active))
-    }
-
     /// All backends of the file.
     #[must_use]
     pub(crate) fn configured(&self) -> Vec<ProbeTarget> {
@@ -218,64 +255,20 @@ impl Balancer {
         configured.map(Backend::probe_target).collect()
     }
 
-    /// Whether the last dial of an active backend reached it, not longer than
-    /// `fresh` ago; `None`: however long ago, and one that has never been dialled
-    /// counts as well.
-    #[must_use]
-    pub(crate) fn any_up(&self, fresh: Option<Duration>) -> bool {
-        let backends = self.backends.lock();
-        backends.iter().any(|b| {
-            let is_known = match (fresh, b.dialled) {
-                (None, _) => true,
-                (Some(fresh), Some(at)) => at.elapsed() <= fresh,
-                (Some(_), None) => false,
-            };
-            b.state == Some(BackendState::Active) && b.reachable && is_known
-        })
-    }
-
-    /// Whether an active backend has been reached after `since`: any where `leaves` is
-    /// `None`, else one to leave that for, see [`Self::pick_target`].
-    #[must_use]
-    pub(crate) fn reached_since(&self, leaves: Option<BackendId>, since: Instant) -> bool {
-        let backends = self.backends.lock();
-        let has_other = backends
-            .iter()
-            .any(|b| b.state.is_some() && Some(b.id) != leaves);
-        backends.iter().any(|b| {
-            let fits = match leaves {
-                None => true,
-                Some(own) => (b.id != own || !has_other) && !b.held,
-            };
-            fits && b.state == Some(BackendState::Active)
-                && b.reachable
-                && b.dialled.is_some_and(|at| at > since)
-        })
-    }
-
-    /// Whether its last dial reached a backend.
-    #[must_use]
-    pub(crate) fn is_reachable(&self, id: BackendId) -> bool {
-        let backends = self.backends.lock();
-        backends.iter().any(|b| b.id == id && b.reachable)
-    }
-
-    /// Whether a backend has been reached after `since`.
-    #[must_use]
-    pub(crate) fn reached_on(&self, id: BackendId, since: Instant) -> bool {
-        let backends = self.backends.lock();
-        let backend = backends.iter().find(|b| b.id == id);
-        backend.is_some_and(|b| b.reachable && b.dialled.is_some_and(|at| at > since))
-    }
-
     /// Backends that take sessions.
     #[must_use]
     pub(crate) fn active(&self) -> Vec<ProbeTarget> {
         let backends = self.backends.lock();
-        let active = backends
-            .iter()
-            .filter(|b| b.state == Some(BackendState::Active));
+        let active = backends.iter().filter(|b| b.is_active());
         active.map(Backend::probe_target).collect()
+    }
+
+    /// A backend of the file as it is dialled now.
+    #[must_use]
+    pub(crate) fn target(&self, id: BackendId) -> Option<ProbeTarget> {
+        let backends = self.backends.lock();
+        let found = backends.iter().find(|b| b.id == id && b.state.is_some());
+        found.map(Backend::probe_target)
     }
 
     /// The backend of that name in the file.
@@ -298,23 +291,22 @@ impl Balancer {
         self.news.tell();
     }
 
+    /// A backend has ended a session as one that shuts down.
+    pub(crate) fn suspect(&self, id: BackendId) {
+        // Both ends are ours.
+        let _ = self.suspects.0.send(id);
+    }
+
+    /// What [`Self::suspect`] was told.
+    #[must_use]
+    pub(crate) const fn suspects(&self) -> &Receiver<BackendId> {
+        &self.suspects.1
+    }
+
     /// What lets clients in who wait while sessions are held.
     #[must_use]
     pub(crate) const fn news(&self) -> &News {
         &self.news
-    }
-
-    /// Notes how a dial ended; `slow` where its deadline ended it.  Tells
-    /// whether that is news.
-    pub(crate) fn note_dial(&self, id: BackendId, reached: bool, slow: bool) -> bool {
-        let mut backends = self.backends.lock();
-        let Some(backend) = backends.iter_mut().find(|b| b.id == id) else {
-            return false;
-        };
-        let now = Instant::now();
-        backend.slow = slow.then_some(now);
-        backend.dialled = Some(now);
-        std::mem::replace(&mut backend.reachable, reached) != reached
     }
 }
 
@@ -346,8 +338,8 @@ impl Balancer {
                 id: b.id,
                 name: Arc::clone(&b.name),
                 address: b.address.to_string(),
-                state: b.state,
-                up: b.reachable,
+                state: b.shown_state(),
+                up: b.reachable && !b.down,
                 sessions: b.sessions,
             })
             .collect()

@@ -44,6 +44,9 @@ const DEFAULT_SHUTDOWN_GRACE: Duration = Duration::from_secs(30);
 const DEFAULT_TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
 /// What a prober of `/readyz` or a rolling restart notices in time.
 const DEFAULT_HEALTH_INTERVAL: Duration = Duration::from_secs(2);
+/// One lost packet, or one slow answer, says nothing yet.
+const DEFAULT_HEALTH_FALL: usize = 3;
+const MAX_HEALTH_FALL: u64 = 100;
 
 /// The whole of `proxy.conf`.
 #[derive(Debug, Clone, PartialEq)]
@@ -70,6 +73,8 @@ pub struct Config {
     /// `health_interval`: between two looks at a backend, 0 to 24 h; zero: none is
     /// looked at, and a backend is up as the last dial for a client found it.
     pub health_interval: Duration,
+    /// `health_fall`: failed dials in a row that mark a backend down, 1 to 100.
+    pub health_fall: usize,
     /// `dialect`: which kind of server the backends are.
     pub dialect: Dialect,
     /// `[login]`: how the proxy logs in for a session it moves; `None`: sessions
@@ -125,6 +130,7 @@ impl Config {
                 "shutdown_grace",
                 "tcp_user_timeout",
                 "health_interval",
+                "health_fall",
                 "dialect",
                 "custom_settings",
                 "client_tls",
@@ -165,6 +171,9 @@ impl Config {
             health_interval: root
                 .duration("health_interval")?
                 .unwrap_or(DEFAULT_HEALTH_INTERVAL),
+            health_fall: root
+                .integer("health_fall", 1, MAX_HEALTH_FALL)?
+                .unwrap_or(DEFAULT_HEALTH_FALL),
             dialect,
             custom_settings: root
                 .texts(

@@ -32,6 +32,10 @@ use crate::stream::Stream;
 use crate::tls::TlsContexts;
 use crate::transfer::TransferContext;
 
+/// Why backends are emptied: the rounds' trigger, and whether their first round has been
+/// started.
+pub(crate) type DrainNews = (&'static str, bool);
+
 /// What all sessions share.
 pub(crate) struct ProxyState {
     /// The configuration in force.
@@ -61,6 +65,8 @@ pub(crate) struct ProxyState {
     pub holds: Arc<Holds>,
     /// A thread captures idle sessions.
     pub capturing: AtomicBool,
+    /// Tells the thread that empties backends, where there is one.
+    pub draining: Mutex<Option<Sender<DrainNews>>>,
 }
 
 /// For the first packet of a connection that is only served if it cancels.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use parking_lot::RwLock;
 
 use crate::authentication::{Login, by_startup};
-use crate::balancer::{Assignment, BackendId, Balancer, NoTarget, ProbeTarget};
+use crate::balancer::{Assignment, BackendId, Balancer, DialNews, NoTarget, ProbeTarget};
 use crate::config::{Address, Config};
 use crate::error::{Error, Peer, SqlState};
 use crate::frame::{Frame, FrameReader};
@@ -234,6 +234,8 @@ impl Connector {
             return opened;
         }
         let news = self.balancer.note_dial(id, opened.is_ok(), slow);
+        self.tell_down(news, name, address);
+        let news = news.reachable;
         let (backend, address) = (name, address.to_string());
         match &opened {
             Ok(_) if news => log::info!(backend, address; "backend reachable again"),
@@ -249,6 +251,18 @@ impl Connector {
             self.warn_of_clear(id, backend, &address, server.stream());
         }
         opened
+    }
+
+    /// Says when a backend comes to count as down, and when no longer.
+    fn tell_down(&self, news: DialNews, backend: &str, address: &Address) {
+        match news.down {
+            Some(true) => {
+                let failures = news.failures;
+                log::warn!(backend, address:%, failures; "backend down, it gets no new sessions");
+            }
+            Some(false) => log::info!(backend, address:%; "backend up"),
+            None => {}
+        }
     }
 
     /// Says once, until it changes, that a backend is spoken to in clear although
@@ -270,16 +284,27 @@ impl Connector {
 
     /// Dials a backend for nobody: up to its first answer, whatever that says,
     /// unless it says that it takes no session now.
-    pub(crate) fn probe(&self, target: &ProbeTarget) {
-        let ProbeTarget { id, name, address } = target;
+    pub(crate) fn probe(&self, target: &ProbeTarget) -> Probed {
+        let ProbeTarget {
+            id, name, address, ..
+        } = target;
         let Ok(read_deadline) = ReadDeadline::new() else {
-            return;
+            return Probed::Unknown;
         };
         let startup = StartupPacket::probe().to_bytes();
         // Noted, and logged where it is news.
         let opened = self.open_noted(*id, name, address, &startup, &read_deadline, None);
-        if opened.is_ok() {
-            self.balancer.news().tell();
+        match opened {
+            Ok(_) => {
+                self.balancer.news().tell();
+                Probed::Taking
+            }
+            Err(Error::ServerRefused { sqlstate, .. })
+                if sqlstate == SqlState::ADMIN_SHUTDOWN.0 =>
+            {
+                Probed::Leaving
+            }
+            Err(_) => Probed::Unknown,
         }
     }
 
@@ -384,6 +409,18 @@ fn dial_tcp(
         }
     }
     Err(failed(last))
+}
+
+/// What a backend says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Probed {
+    /// It takes sessions.
+    Taking,
+    /// It takes none any more, and ends those that it has: `admin_shutdown`, as
+    /// CockroachDB answers while it drains.
+    Leaving,
+    /// It could not be asked, or is not ready yet.
+    Unknown,
 }
 
 /// Why no connection for a transfer could be had.

@@ -176,7 +176,7 @@ fn accept(
     }
 }
 
-fn serve(mut stream: UnixStream, state: &ProxyState, orders: &Sender<Order>, _permit: Permit) {
+fn serve(mut stream: UnixStream, state: &Arc<ProxyState>, orders: &Sender<Order>, _permit: Permit) {
     let done = match read_command(&stream) {
         Ok(command) => {
             let mut progress = |line| send(&stream, &Reply::Progress(line)).is_ok();

@@ -16,6 +16,11 @@ pub(crate) enum DisconnectReason {
     ServerLost(Lost),
     /// An operator's command.
     Killed,
+    /// Its backend should have been empty long ago (`[migration] end_after`).
+    DrainOver {
+        /// It waited for its client in one.
+        in_transaction: bool,
+    },
 }
 
 impl DisconnectReason {
@@ -27,6 +32,12 @@ impl DisconnectReason {
         match self {
             Self::Killed => {
                 let refusal = Refusal::Killed;
+                Some(fatal((refusal.sqlstate(), refusal.to_string())))
+            }
+            Self::DrainOver { in_transaction } => {
+                let refusal = Refusal::DrainOver {
+                    in_transaction: *in_transaction,
+                };
                 Some(fatal((refusal.sqlstate(), refusal.to_string())))
             }
             Self::ProcessorExit(ProcessorExit::ClientLeft { .. }) => Some(Vec::new()),
@@ -52,9 +63,9 @@ impl DisconnectReason {
     #[must_use]
     pub(crate) fn event(&self) -> Option<Event> {
         match self {
-            Self::Killed | Self::ProcessorExit(ProcessorExit::ClientLeft { terminated: true }) => {
-                None
-            }
+            Self::Killed
+            | Self::DrainOver { .. }
+            | Self::ProcessorExit(ProcessorExit::ClientLeft { terminated: true }) => None,
             Self::ProcessorExit(ProcessorExit::ClientLeft { terminated: false }) => {
                 Some(Event::ClientDisconnect)
             }
@@ -80,6 +91,7 @@ impl fmt::Display for DisconnectReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Killed => f.write_str("ended by command"),
+            Self::DrainOver { .. } => f.write_str("drain over"),
             Self::ProcessorExit(ProcessorExit::ClientLeft { .. }) => {
                 f.write_str("client disconnected")
             }

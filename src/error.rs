@@ -68,6 +68,8 @@ impl SqlState {
     pub const INVALID_AUTHORIZATION: Self = Self("28000");
     /// `too_many_connections`.
     pub const TOO_MANY_CONNECTIONS: Self = Self("53300");
+    /// `idle_in_transaction_session_timeout`.
+    pub const IDLE_IN_TRANSACTION: Self = Self("25P03");
     /// `admin_shutdown`.
     pub const ADMIN_SHUTDOWN: Self = Self("57P01");
 }
@@ -127,6 +129,12 @@ pub enum Refusal {
     /// The proxy ends a running session.
     #[error("terminating connection because sqlproxy is shutting down")]
     Shutdown,
+    /// A session on a backend that should have been empty long ago.
+    #[error("terminating connection because its SQL server is being drained")]
+    DrainOver {
+        /// In a transaction that waits for its client.
+        in_transaction: bool,
+    },
     /// A session was held and its server has not come back.
     #[error(
         "terminating connection because its SQL server has gone and none has taken the session over within {0:?}"
@@ -154,7 +162,11 @@ impl Refusal {
             Self::NoUser => "no_user",
             Self::Parameter(_) => "parameter",
             Self::GssApi => "gssapi",
-            Self::Stopping | Self::Shutdown | Self::Killed | Self::HoldOver(_) => "shutting_down",
+            Self::Stopping
+            | Self::Shutdown
+            | Self::Killed
+            | Self::DrainOver { .. }
+            | Self::HoldOver(_) => "shutting_down",
             Self::MaxConnections(_) => "max_connections",
             Self::TooManyLogins => "too_many_logins",
             Self::NoThread(_) => "no_thread",
@@ -168,9 +180,14 @@ impl Refusal {
             Self::EncryptionRequired | Self::NoUser => SqlState::INVALID_AUTHORIZATION,
             Self::ProtocolVersion { .. } | Self::GssApi => SqlState::FEATURE_NOT_SUPPORTED,
             Self::Parameter(_) => SqlState::REJECTED_CONNECTION,
-            Self::Stopping | Self::Shutdown | Self::Killed | Self::HoldOver(_) => {
-                SqlState::ADMIN_SHUTDOWN
-            }
+            Self::DrainOver {
+                in_transaction: true,
+            } => SqlState::IDLE_IN_TRANSACTION,
+            Self::Stopping
+            | Self::Shutdown
+            | Self::Killed
+            | Self::DrainOver { .. }
+            | Self::HoldOver(_) => SqlState::ADMIN_SHUTDOWN,
             Self::MaxConnections(_) | Self::TooManyLogins | Self::NoThread(_) => {
                 SqlState::TOO_MANY_CONNECTIONS
             }

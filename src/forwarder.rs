@@ -263,6 +263,16 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
         }
     }
 
+    /// Whether everything is answered: `Some(true)` in a transaction that waits for its
+    /// client, `Some(false)` between two.
+    #[must_use]
+    pub(crate) fn is_answered(&self) -> Option<bool> {
+        let state = self.state.lock();
+        let is_between = state.request == Phase::Between && state.response == Phase::Between;
+        let is_answered = state.gate == Gate::Open && is_between && state.exchange.is_answered();
+        is_answered.then_some(state.in_transaction.is_some())
+    }
+
     /// Who closed the gate.
     #[must_use]
     pub fn closing(&self) -> Option<Closing> {

@@ -3,6 +3,12 @@
 //! One thread a backend, so that one that does not answer delays no news of the
 //! others.  What a look finds is noted where every dial is, in the balancer; who
 //! asks whether a backend is up reads it there and never dials.
+//!
+//! A backend that says that it is about to go, by a 503 at its `health_url` or by
+//! refusing logins with `admin_shutdown`, is one to leave until it says otherwise: the
+//! server is told, and moves its sessions while they live.
+
+mod url;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,7 +19,9 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use parking_lot::Mutex;
 
 use crate::balancer::{BackendId, ProbeTarget};
-use crate::connector::Connector;
+use crate::config::Config;
+use crate::connector::{Connector, Probed};
+use url::{Pages, Told};
 
 /// How late a look may be: a machine under load, or a slow answer.
 const LATENESS: Duration = Duration::from_millis(1500);
@@ -25,28 +33,55 @@ pub(crate) fn freshness(interval: Duration) -> Option<Duration> {
     (!interval.is_zero()).then_some(interval + LATENESS)
 }
 
+/// What a prober is told.
+enum Order {
+    /// Look now.
+    Look,
+    /// A reload has changed how.
+    Settings(Settings),
+}
+
+/// How a backend is looked at.
+struct Settings {
+    interval: Duration,
+    pages: Pages,
+}
+
+impl Settings {
+    fn new(config: &Config) -> Self {
+        Self {
+            interval: config.health_interval,
+            pages: Pages::new(config),
+        }
+    }
+}
+
 /// The probers.  Dropped, it ends them; one that dials is not waited for.
 pub(crate) struct Health {
     connector: Arc<Connector>,
+    /// Hears of backends that are about to go.
+    leaving: Sender<BackendId>,
     /// Each ends its prober when it is dropped.
-    probers: Mutex<HashMap<BackendId, Sender<Duration>>>,
+    probers: Mutex<HashMap<BackendId, Sender<Order>>>,
 }
 
 impl Health {
     /// Nobody is looked at yet.
     #[must_use]
-    pub(crate) fn new(connector: &Arc<Connector>) -> Self {
+    pub(crate) fn new(connector: &Arc<Connector>, leaving: Sender<BackendId>) -> Self {
         Self {
             connector: Arc::clone(connector),
+            leaving,
             probers: Mutex::default(),
         }
     }
 
-    /// Looks at every backend of the file each `interval`, at once for the first
+    /// Looks at every backend of the file each `health_interval`, at once for the first
     /// time; at none where it is zero.  To be called again after a reload.
-    pub(crate) fn probe(&self, interval: Duration) {
+    pub(crate) fn probe(&self, config: &Config) {
+        self.connector.balancer().set_fall(config.health_fall);
         let mut probers = self.probers.lock();
-        if interval.is_zero() {
+        if config.health_interval.is_zero() {
             probers.clear();
             return;
         }
@@ -55,12 +90,12 @@ impl Health {
         for target in configured {
             match probers.get(&target.id) {
                 Some(prober) => {
-                    // The new interval; a prober that dials hears of it afterwards.
-                    let _ = prober.try_send(interval);
+                    // One that dials hears of it afterwards.
+                    let _ = prober.send(Order::Settings(Settings::new(config)));
                 }
                 None => {
                     let (id, name) = (target.id, Arc::clone(&target.name));
-                    match self.start(target, interval) {
+                    match self.start(&target, config) {
                         Ok(prober) => drop(probers.insert(id, prober)),
                         Err(error) => {
                             log::error!(backend = &*name, reason:% = error; "backend is not looked at: no thread");
@@ -71,28 +106,77 @@ impl Health {
         }
     }
 
-    fn start(&self, target: ProbeTarget, interval: Duration) -> std::io::Result<Sender<Duration>> {
-        let (sender, receiver) = crossbeam_channel::bounded(1);
-        let connector = Arc::clone(&self.connector);
+    /// Looks at a backend at once: it has ended a session as one that is about to go.
+    pub(crate) fn suspect(&self, id: BackendId) {
+        let probers = self.probers.lock();
+        if let Some(prober) = probers.get(&id) {
+            let _ = prober.send(Order::Look);
+        }
+    }
+
+    fn start(&self, target: &ProbeTarget, config: &Config) -> std::io::Result<Sender<Order>> {
+        let (sender, receiver) = crossbeam_channel::unbounded();
+        let prober = Prober {
+            connector: Arc::clone(&self.connector),
+            id: target.id,
+            settings: Settings::new(config),
+            leaving: self.leaving.clone(),
+        };
         thread::Builder::new()
             .name(format!("health-{}", target.name))
-            .spawn(move || run(&connector, &target, interval, &receiver))?;
+            .spawn(move || prober.run(&receiver))?;
         Ok(sender)
     }
 }
 
-fn run(
-    connector: &Connector,
-    target: &ProbeTarget,
-    mut interval: Duration,
-    news: &Receiver<Duration>,
-) {
-    loop {
-        connector.probe(target);
-        match news.recv_timeout(interval) {
-            Ok(new) => interval = new,
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return,
+/// Looks at one backend.
+struct Prober {
+    connector: Arc<Connector>,
+    id: BackendId,
+    settings: Settings,
+    leaving: Sender<BackendId>,
+}
+
+impl Prober {
+    fn run(mut self, orders: &Receiver<Order>) {
+        loop {
+            if let Some(target) = self.connector.balancer().target(self.id) {
+                self.look(&target);
+            }
+            match orders.recv_timeout(self.settings.interval) {
+                Ok(Order::Settings(settings)) => self.settings = settings,
+                Ok(Order::Look) | Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn look(&self, target: &ProbeTarget) {
+        let probed = self.connector.probe(target);
+        let told = target
+            .health_url
+            .as_deref()
+            .map(|url| self.settings.pages.ask(url));
+        let leaving = match (told, probed) {
+            (Some(Told::Leaving), _) => Some("its health_url answers 503"),
+            (_, Probed::Leaving) => Some("it takes no new sessions and is shutting down"),
+            (Some(Told::Staying) | None, Probed::Taking) => None,
+            // What it said last stands.
+            _ => return,
+        };
+        let is_news = self
+            .connector
+            .balancer()
+            .set_leaving(target.id, leaving.is_some());
+        let backend = &*target.name;
+        match leaving {
+            Some(reason) if is_news => {
+                log::warn!(backend, reason; "backend is about to go");
+                // Nobody takes it where the proxy is about to end.
+                let _ = self.leaving.send(target.id);
+            }
+            None if is_news => log::info!(backend; "backend is there to stay"),
+            Some(_) | None => {}
         }
     }
 }

@@ -30,6 +30,7 @@
 //! | request, response | one each a session (request-N, response-N); request also serves a connection before its login | recv, send, the gate |
 //! | transfer | one a transfer (transfer-N), at most `workers` | reads until the transfer's deadline |
 //! | capture | 1, where `[migration] capture` is "idle" | its interval |
+//! | drain | 1, while backends are to be emptied | its interval |
 //! | hold | 1, while sessions are held | their sockets, at most a twentieth of a second at a time |
 //! | probe | one a backend that held sessions wait for (probe-NAME) | a dial |
 //! | round | one a round (round-N) | the round's outcomes, at most a tenth of a second at a time |
@@ -51,6 +52,7 @@
 //! | `Workers::queue` | transfers under way and who waits for a place | – |
 //! | `ReadDeadline::parties` | one session's sockets, and its processors' threads until they end | – |
 //! | `Round::counts`, `Round::not_moved` | a round's outcomes | – |
+//! | `ProxyState::draining` | the way to the thread that empties backends | – |
 //! | `Holds::book` | how many sessions of which backend are held | `Balancer::backends`, `News::holding` |
 //! | `Rounds::history` | the last rounds | – |
 //! | `Session::ahead` | the state that was captured while it was idle | – |
@@ -83,6 +85,7 @@ mod control_client;
 mod server;
 mod capture;
 mod control;
+mod drain;
 mod status;
 mod accept;
 

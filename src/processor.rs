@@ -90,6 +90,8 @@ pub struct Context<S: ServerStream, T: Ticket + 'static> {
     /// The server has gone while the session stood at a safe point, and has said this
     /// last, without its FATAL.  True: the session is suspended until another takes it.
     pub server_lost: Arc<dyn Fn(Vec<u8>) -> bool + Send + Sync>,
+    /// The server ends the session as one that shuts down.
+    pub server_leaving: Arc<dyn Fn() + Send + Sync>,
     /// Carries out an order that a processor found ready; must not block.
     pub start_transfer: Arc<dyn Fn(Ready<S, T>) + Send + Sync>,
 }

@@ -9,11 +9,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use crate::accept::{Acceptor, listen};
 use crate::admin::{Admin, Pages, Readiness};
-use crate::balancer::Balancer;
+use crate::balancer::{BackendId, Balancer};
 use crate::cancel::CancelKeys;
 use crate::capture;
 use crate::config::{Address, Config};
@@ -22,6 +22,7 @@ use crate::connection_limit::Limit;
 use crate::connector::Connector;
 use crate::control::{Control, Order, Reloaded};
 use crate::dialect::CustomNames;
+use crate::drain;
 use crate::handshakes::Handshakes;
 use crate::health::{self, Health};
 use crate::hold::Holds;
@@ -51,6 +52,8 @@ pub struct Server {
     missed_by_reload: Receiver<Arc<Session>>,
     /// Stops probing when the server has gone.
     health: Health,
+    /// Backends that have said that they are about to go.
+    health_leaving: Receiver<BackendId>,
     /// What commands ask for.
     orders: Receiver<Order>,
     /// Kept, so that `orders` never ends: a channel without senders is always ready,
@@ -98,9 +101,11 @@ impl Server {
         let connector = Connector::new(&config, &tls, balancer, Arc::clone(&metrics));
         let connector = Arc::new(connector);
         let rounds = Rounds::new(config.migration.workers, Arc::clone(&metrics));
+        rounds.workers().set_rate(config.migration.rate);
         let state = Arc::new(ProxyState {
             holds: Holds::new(&connector, rounds.workers())?,
             capturing: AtomicBool::new(false),
+            draining: Mutex::default(),
             connector,
             custom_names,
             cancel_keys: CancelKeys::default(),
@@ -117,7 +122,8 @@ impl Server {
             Some(listener) => Some(Admin::start(listener, pages(&state))?),
             None => None,
         };
-        let health = Health::new(&state.connector);
+        let (leaving, health_leaving) = crossbeam_channel::unbounded();
+        let health = Health::new(&state.connector, leaving);
         let (order, orders) = crossbeam_channel::unbounded();
         let control = match &state.config.read().control_socket {
             Some(path) => {
@@ -140,10 +146,11 @@ impl Server {
             config_path: config_path.to_owned(),
             missed_by_reload,
             health,
+            health_leaving,
         };
         server
             .health
-            .probe(server.state.config.read().health_interval);
+            .probe(&Arc::clone(&server.state.config.read()));
         capture::start(&server.state)?;
         let numbers = Arc::new(AtomicU64::new(0));
         for listener in &server.listeners {
@@ -181,6 +188,7 @@ impl Server {
 
     /// Acts on signals and commands until it is told to stop, then drains and returns.
     pub fn run(self, signals: &Receiver<Signal>) {
+        let suspects = self.state.connector.balancer().suspects();
         loop {
             crossbeam_channel::select! {
                 recv(signals) -> signal => match signal {
@@ -193,6 +201,10 @@ impl Server {
                 recv(self.orders) -> order => if let Ok(order) = order {
                     self.carry_out(order);
                 },
+                recv(suspects) -> id => if let Ok(id) = id {
+                    self.health.suspect(id);
+                },
+                recv(self.health_leaving) -> _ => self.empty("health", false),
                 recv(self.missed_by_reload) -> session => self.move_leaving(session.into_iter().collect()),
             }
         }
@@ -205,6 +217,13 @@ impl Server {
         sessions.retain(|session| balancer.must_drain(session.backend()));
         if !sessions.is_empty() {
             self.migrate("SIGHUP", Aim::EmptyDraining, sessions);
+        }
+    }
+
+    /// Sees to it that backends which sessions are to leave get empty.
+    fn empty(&self, trigger: &'static str, later: bool) {
+        if let Err(error) = drain::start(&self.state, trigger, later) {
+            log::error!(trigger, reason:% = error; "backends are not drained: no thread");
         }
     }
 
@@ -253,6 +272,7 @@ impl Server {
                 }
                 log::info!(file; "configuration reloaded");
                 self.move_leaving(self.state.sessions.snapshot());
+                self.empty("SIGHUP", true);
             }
             Err(reason) => {
                 self.state.metrics.config_read(false, &[]);
@@ -288,7 +308,8 @@ impl Server {
         self.state.session_limit.set(config.max_connections);
         self.handshakes.set_max_connections(config.max_connections);
         self.state.custom_names.learn(&config.custom_settings);
-        self.health.probe(config.health_interval);
+        self.health.probe(&config);
+        self.state.rounds.workers().set_rate(config.migration.rate);
         self.state.metrics.config_read(true, &certificates(&config));
         *self.state.config.write() = Arc::new(config);
         capture::start(&self.state).map_err(|error| error.to_string())?;

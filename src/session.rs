@@ -158,6 +158,7 @@ impl Session {
 
     fn context(&self) -> Context<ServerConn, MoveTicket> {
         let (this, lost) = (Weak::clone(&self.this), Weak::clone(&self.this));
+        let leaving = Weak::clone(&self.this);
         Context {
             client: Arc::clone(&self.client),
             forwarder: Arc::clone(&self.forwarder),
@@ -166,6 +167,12 @@ impl Session {
             server_lost: Arc::new(move |to_client| {
                 let session = lost.upgrade();
                 session.is_some_and(|session| session.hold_lost(to_client))
+            }),
+            server_leaving: Arc::new(move || {
+                if let Some(session) = leaving.upgrade() {
+                    let balancer = session.transfer.connector.balancer();
+                    balancer.suspect(session.backend());
+                }
             }),
             start_transfer: Arc::new(move |ready| {
                 // A processor runs, so its session is there.

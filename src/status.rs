@@ -181,12 +181,12 @@ pub(crate) fn sessions(sessions: &[Arc<Session>]) -> Vec<SessionStatus> {
 
 fn session_status(session: SessionView, now: Instant) -> SessionStatus {
     let seconds = |at: Instant| now.saturating_duration_since(at).as_secs_f64();
+    let cannot_move_because = session.cannot_move_because();
     let SessionView {
         name,
         application,
         forwarding,
         last_transfer,
-        immovable,
         held,
         captured,
         ..
@@ -199,8 +199,6 @@ fn session_status(session: SessionView, now: Instant) -> SessionStatus {
         Activity::Waiting => "waiting",
         Activity::Moving => "moving",
     };
-    let obstacle = forwarding.obstacle.map(|obstacle| obstacle.to_string());
-    let stayed = last_transfer.as_ref().and_then(|last| last.reason.clone());
     SessionStatus {
         conn: name.conn,
         user: name.user.clone(),
@@ -215,7 +213,7 @@ fn session_status(session: SessionView, now: Instant) -> SessionStatus {
         connected_seconds: seconds(session.opened),
         transaction_seconds: forwarding.in_transaction.map(seconds),
         waiting_seconds: forwarding.ordered.map(seconds),
-        cannot_move_because: immovable.map(str::to_owned).or(obstacle).or(stayed),
+        cannot_move_because,
         last_transfer: last_transfer.map(|last| LastTransferStatus {
             round: last.round,
             outcome: last.outcome.as_str().to_owned(),

@@ -15,7 +15,7 @@ use crate::logging::{Milliseconds, event};
 use crate::metrics::{
     Event, FinishedTransfer, Gauge, GaugeGuard, Reason, ReasonLabel, TransferOutcome,
 };
-use crate::round::{NotMoved, Round};
+use crate::round::{Aim, NotMoved, Round};
 use crate::session_name::SessionName;
 use crate::workers::{LastTransfer, RetryOrder, WorkerPermit};
 
@@ -88,6 +88,10 @@ impl MoveTicket {
             held: false,
             reported: false,
         }
+    }
+
+    fn is_of_drain(&self) -> bool {
+        self.round.aim() == Aim::EmptyDraining
     }
 
     /// The round it belongs to.
@@ -203,11 +207,11 @@ impl Ticket for MoveTicket {
     fn try_start(&self) -> Option<WorkerPermit> {
         self.round
             .workers()
-            .take_or_queue(&self.queued, &self.session)
+            .take_or_queue(&self.queued, &self.session, self.is_of_drain())
     }
 
     fn may_start(&self) -> bool {
-        self.round.workers().has_room()
+        self.round.workers().has_room(self.is_of_drain())
     }
 }
 

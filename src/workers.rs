@@ -6,6 +6,7 @@
 //! [`pace`].  Knows nothing of rounds.
 
 mod pace;
+mod rate;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,6 +17,7 @@ use parking_lot::Mutex;
 
 use crate::metrics::TransferOutcome;
 use pace::Pace;
+use rate::Rate;
 
 /// How often [`Workers::look`] wants to be called while a round is under way.
 pub(crate) const LOOK_INTERVAL: Duration = pace::STANDSTILL;
@@ -46,10 +48,14 @@ pub(crate) struct LastTransfer {
 struct Waiting {
     session: Weak<dyn RetryOrder>,
     queued: Arc<AtomicBool>,
+    /// It is one of a drain's.
+    of_drain: bool,
 }
 
 struct Queue {
     pace: Pace,
+    /// Of the sessions that drains move.
+    rate: Rate,
     /// Transfers under way.
     busy: usize,
     /// Somebody offers the free places already, and will see those that come free
@@ -59,8 +65,15 @@ struct Queue {
 }
 
 impl Queue {
-    const fn has_room(&self) -> bool {
-        self.busy < self.pace.at_once()
+    fn has_room(&self, of_drain: bool) -> bool {
+        self.busy < self.pace.at_once() && !(of_drain && self.rate.is_used_up(Instant::now()))
+    }
+
+    fn take(&mut self, of_drain: bool) {
+        self.busy += 1;
+        if of_drain {
+            self.rate.take(Instant::now());
+        }
     }
 }
 
@@ -81,6 +94,7 @@ impl Workers {
         Arc::new(Self {
             queue: Mutex::new(Queue {
                 pace: Pace::new(limit),
+                rate: Rate::default(),
                 busy: 0,
                 serving: false,
                 waiting: VecDeque::new(),
@@ -91,6 +105,12 @@ impl Workers {
     /// Changes the limit; transfers under way are not touched.
     pub(crate) fn set_limit(self: &Arc<Self>, limit: usize) {
         self.queue.lock().pace.set_limit(limit);
+        self.serve_queue();
+    }
+
+    /// Changes how many sessions a second drains move; 0: no limit.
+    pub(crate) fn set_rate(self: &Arc<Self>, rate: usize) {
+        self.queue.lock().rate.set(rate);
         self.serve_queue();
     }
 
@@ -111,8 +131,10 @@ impl Workers {
     fn look_at(&self, now: Instant) {
         let mut queue = self.queue.lock();
         let grown = !queue.waiting.is_empty() && queue.pace.look(now);
+        // A rate lets the next one go by the clock, not by somebody's end.
+        let due = queue.waiting.front().is_some_and(|next| next.of_drain);
         drop(queue);
-        if grown {
+        if grown || due {
             self.serve_queue();
         }
     }
@@ -122,10 +144,11 @@ impl Workers {
         self: &Arc<Self>,
         queued: &Arc<AtomicBool>,
         session: &Weak<dyn RetryOrder>,
+        of_drain: bool,
     ) -> Option<WorkerPermit> {
         let mut queue = self.queue.lock();
-        if queue.has_room() {
-            queue.busy += 1;
+        if queue.has_room(of_drain) {
+            queue.take(of_drain);
             return Some(WorkerPermit {
                 workers: Arc::clone(self),
             });
@@ -134,6 +157,7 @@ impl Workers {
             queue.waiting.push_back(Waiting {
                 session: Weak::clone(session),
                 queued: Arc::clone(queued),
+                of_drain,
             });
         }
         None
@@ -142,8 +166,8 @@ impl Workers {
     /// A permit, where there is one now.
     pub(crate) fn try_take(self: &Arc<Self>) -> Option<WorkerPermit> {
         let mut queue = self.queue.lock();
-        queue.has_room().then(|| {
-            queue.busy += 1;
+        queue.has_room(false).then(|| {
+            queue.take(false);
             WorkerPermit {
                 workers: Arc::clone(self),
             }
@@ -151,8 +175,8 @@ impl Workers {
     }
 
     /// Whether a permit could be had now.
-    pub(crate) fn has_room(&self) -> bool {
-        self.queue.lock().has_room()
+    pub(crate) fn has_room(&self, of_drain: bool) -> bool {
+        self.queue.lock().has_room(of_drain)
     }
 
     /// Offers free places to the queue.  A session that is busy again by now
@@ -176,9 +200,12 @@ impl Workers {
     /// The first in the queue, where a place is free; otherwise the serving ends.
     fn next_to_serve(&self) -> Option<Weak<dyn RetryOrder>> {
         let mut queue = self.queue.lock();
-        let free = queue.has_room();
+        let of_drain = queue.waiting.front().is_some_and(|next| next.of_drain);
+        let free = queue.has_room(of_drain);
         match free.then(|| queue.waiting.pop_front()).flatten() {
-            Some(Waiting { session, queued }) => {
+            Some(Waiting {
+                session, queued, ..
+            }) => {
                 queued.store(false, Ordering::Relaxed);
                 Some(session)
             }
@@ -222,7 +249,7 @@ mod tests {
     impl Unlucky {
         fn try_start(&self) {
             let session = Weak::clone(&self.this) as Weak<dyn RetryOrder>;
-            drop(self.workers.take_or_queue(&self.queued, &session));
+            drop(self.workers.take_or_queue(&self.queued, &session, false));
         }
     }
 
@@ -240,7 +267,7 @@ mod tests {
         let workers = Workers::new(1);
         let first = Arc::default();
         let nobody = Weak::<Unlucky>::new();
-        let permit = workers.take_or_queue(&first, &(nobody as Weak<dyn RetryOrder>));
+        let permit = workers.take_or_queue(&first, &(nobody as Weak<dyn RetryOrder>), false);
         let sessions: Vec<_> = (0..100_000)
             .map(|_| {
                 Arc::new_cyclic(|this| Unlucky {
@@ -257,7 +284,7 @@ mod tests {
         drop(permit.unwrap());
         let retries = |session: &Unlucky| session.retries.load(Ordering::Relaxed);
         assert!(sessions.iter().all(|session| retries(session) == 1));
-        assert!(workers.has_room());
+        assert!(workers.has_room(false));
     }
 
     #[test]
@@ -267,7 +294,7 @@ mod tests {
         workers.begin();
         let nobody = Weak::<Unlucky>::new() as Weak<dyn RetryOrder>;
         let stuck: Vec<_> = std::iter::from_fn(|| {
-            let permit = workers.take_or_queue(&Arc::default(), &nobody);
+            let permit = workers.take_or_queue(&Arc::default(), &nobody, false);
             permit.inspect(|_| assert!(workers.queue.lock().busy <= 32))
         })
         .collect();

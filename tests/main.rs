@@ -13,6 +13,7 @@
 //! | the tracker of unanswered requests is wrong | exchange, `src/exchange/tests.rs` |
 //! | clients are locked out by others who do not log in | crowd, `src/handshakes.rs` |
 //! | a peer that has died is not noticed | dead_peers |
+//! | a drain does not end, a node is not left in time | drain |
 //! | a cancel is lost or hits the wrong query | cancel |
 //! | TLS: handshakes, certificates, channel binding, alerts | tls |
 //! | a reload loses or changes what it should not | reload, tls/reload |
@@ -47,6 +48,7 @@ mod control;
 mod cost;
 mod crowd;
 mod dead_peers;
+mod drain;
 mod exchange;
 mod exhaustion;
 mod fuzz;

@@ -15,6 +15,8 @@ pub struct BackendConfig {
     pub address: Address,
     /// `state`: whether it takes sessions.
     pub state: BackendState,
+    /// `health_url`: where the node says over HTTP that it is about to go, by a 503.
+    pub health_url: Option<String>,
 }
 
 /// Whether a backend takes sessions.
@@ -28,7 +30,7 @@ pub enum BackendState {
 
 pub(super) fn read_backends(root: &Section<'_>) -> Result<Vec<BackendConfig>, ConfigError> {
     let mut backends: Vec<BackendConfig> = Vec::new();
-    for section in root.sections("backend", &["name", "address", "state"])? {
+    for section in root.sections("backend", &["name", "address", "state", "health_url"])? {
         let backend = BackendConfig {
             name: section.name("name", MAX_NAME_LENGTH)?,
             address: section
@@ -43,6 +45,7 @@ pub(super) fn read_backends(root: &Section<'_>) -> Result<Vec<BackendConfig>, Co
                     ],
                 )?
                 .unwrap_or(BackendState::Active),
+            health_url: section.url("health_url")?,
         };
         if backends.iter().any(|other| other.name == backend.name) {
             let message = format!("expected a unique name, found {:?} again", backend.name);

@@ -11,6 +11,7 @@ const DEFAULT_TRANSFER_TIMEOUT: Duration = Duration::from_secs(15);
 const DEFAULT_TRANSFER_WAIT: Duration = Duration::from_secs(60);
 const DEFAULT_WORKERS: usize = 32;
 const MAX_WORKERS: u64 = 1024;
+const MAX_RATE: u64 = 100_000;
 const DEFAULT_MAX_STATE_BYTES: usize = 16 * 1024 * 1024;
 
 /// `[migration]`: how sessions are moved.
@@ -31,6 +32,11 @@ pub struct Migration {
     /// `capture`: when the state of a session is asked for without a need, for its
     /// server's crash.
     pub capture: Capture,
+    /// `rate`: sessions a second that a drain moves, 0 to 100,000; 0: no limit.
+    pub rate: usize,
+    /// `end_after`: how long a drain may last until those that it could not move are
+    /// ended, 0 (never) to 24 h.
+    pub end_after: Duration,
 }
 
 /// `[migration] capture`.
@@ -51,6 +57,8 @@ impl Default for Migration {
             max_state_size: DEFAULT_MAX_STATE_BYTES,
             hold: Duration::ZERO,
             capture: Capture::Off,
+            rate: 0,
+            end_after: Duration::ZERO,
         }
     }
 }
@@ -67,6 +75,8 @@ pub(super) fn read_migration(
         "max_state_size",
         "hold",
         "capture",
+        "rate",
+        "end_after",
     ];
     let Some(section) = root.section("migration", keys)? else {
         return Ok(defaults);
@@ -99,5 +109,9 @@ pub(super) fn read_migration(
             .unwrap_or(defaults.max_state_size),
         hold,
         capture,
+        rate: section
+            .integer("rate", 0, MAX_RATE)?
+            .unwrap_or(defaults.rate),
+        end_after: section.duration("end_after")?.unwrap_or(defaults.end_after),
     })
 }

@@ -189,6 +189,16 @@ impl<'a> Section<'a> {
         })
     }
 
+    /// An address of a page, `http` or `https`.
+    pub(super) fn url(&self, key: &str) -> Result<Option<String>, ConfigError> {
+        let expected = "an address like \"http://host:8080/health?ready=1\"";
+        self.value(key, expected, |value| {
+            let url: http::Uri = value.get_ref().as_str()?.parse().ok()?;
+            let good = matches!(url.scheme_str(), Some("http" | "https")) && url.host().is_some();
+            good.then(|| url.to_string())
+        })
+    }
+
     /// In bytes.
     pub(super) fn size(&self, key: &str) -> Result<Option<usize>, ConfigError> {
         self.value(key, "a size from 1KiB to 512MiB like \"16MiB\"", |value| {

@@ -35,6 +35,7 @@ fn one_backend_is_enough_and_the_rest_has_defaults() {
             shutdown_grace: Duration::from_secs(30),
             tcp_user_timeout: Duration::from_secs(60),
             health_interval: Duration::from_secs(2),
+            health_fall: 3,
             dialect: Dialect::CockroachDb,
             login: None,
             custom_settings: Vec::new(),
@@ -52,11 +53,14 @@ fn one_backend_is_enough_and_the_rest_has_defaults() {
                 max_state_size: 16 * 1024 * 1024,
                 hold: Duration::ZERO,
                 capture: Capture::Off,
+                rate: 0,
+                end_after: Duration::ZERO,
             },
             backends: vec![BackendConfig {
                 name: "pod-a".to_owned(),
                 address: address("127.0.0.1", 26301),
                 state: BackendState::Active,
+                health_url: None,
             }],
         }
     );
@@ -74,6 +78,7 @@ connect_timeout = "2m"
 shutdown_grace = "0s"
 tcp_user_timeout = "0s"
 health_interval = "500ms"
+health_fall = 7
 dialect = "postgresql"
 custom_settings = ["app.tenant"]
 [client_tls]
@@ -93,12 +98,15 @@ workers = 1024
 max_state_size = "512KiB"
 hold = "30s"
 capture = "idle"
+rate = 50
+end_after = "10m"
 [login]
 method = "trust"
 [[backend]]
 name = "a"
 address = "db_1.example.org.:1"
 state = "draining"
+health_url = "https://db:8080/health?ready=1"
 [[backend]]
 name = "b"
 address = "[fe80::1%eth0]:65535"
@@ -113,6 +121,7 @@ address = "[fe80::1%eth0]:65535"
         shutdown_grace: Duration::ZERO,
         tcp_user_timeout: Duration::ZERO,
         health_interval: Duration::from_millis(500),
+        health_fall: 7,
         dialect: Dialect::PostgreSql,
         login: Some(LoginMethod::Trust),
         custom_settings: vec!["app.tenant".to_owned()],
@@ -135,17 +144,21 @@ address = "[fe80::1%eth0]:65535"
             max_state_size: 512 * 1024,
             hold: Duration::from_secs(30),
             capture: Capture::Idle,
+            rate: 50,
+            end_after: Duration::from_secs(600),
         },
         backends: vec![
             BackendConfig {
                 name: "a".to_owned(),
                 address: address("db_1.example.org.", 1),
                 state: BackendState::Draining,
+                health_url: Some("https://db:8080/health?ready=1".to_owned()),
             },
             BackendConfig {
                 name: "b".to_owned(),
                 address: address("fe80::1%eth0", 65535),
                 state: BackendState::Active,
+                health_url: None,
             },
         ],
     };
@@ -324,7 +337,7 @@ fn a_bad_key_is_named_with_its_line() {
         ),
         (
             "\nport = 1",
-            "2: unknown key \"port\"; expected one of \"listen\", \"admin_listen\", \"control_socket\", \"max_connections\", \"handshake_timeout\", \"connect_timeout\", \"shutdown_grace\", \"tcp_user_timeout\", \"health_interval\", \"dialect\", \"custom_settings\", \"client_tls\", \"server_tls\", \"migration\", \"login\", \"backend\"",
+            "2: unknown key \"port\"; expected one of \"listen\", \"admin_listen\", \"control_socket\", \"max_connections\", \"handshake_timeout\", \"connect_timeout\", \"shutdown_grace\", \"tcp_user_timeout\", \"health_interval\", \"health_fall\", \"dialect\", \"custom_settings\", \"client_tls\", \"server_tls\", \"migration\", \"login\", \"backend\"",
         ),
         (
             "migration = 3",
@@ -353,6 +366,10 @@ fn a_bad_key_is_named_with_its_line() {
         (
             "[migration]\ncapture = \"idle\"",
             "2: migration.capture: \"idle\" needs hold: how long a session may wait for its server",
+        ),
+        (
+            "[[backend]]\nname = \"a\"\naddress = \"a:1\"\nhealth_url = \"ftp://a/\"",
+            "4: backend.health_url: expected an address like \"http://host:8080/health?ready=1\", found \"ftp://a/\"",
         ),
         (
             "[migration]\nhold = \"11m\"",

@@ -13,21 +13,22 @@ use super::table::{printable, table};
 use super::{Order, Reloaded};
 use crate::config::BackendState;
 use crate::connection::ProxyState;
+use crate::drain;
 use crate::round::{Aim, NotMoved, Round};
 use crate::session::Session;
 use crate::status::{SessionStatus, sessions, status};
 
-/// Between two progress lines, and two looks at a drain.
+/// Between two progress lines.
 pub(super) const PROGRESS: Duration = Duration::from_secs(1);
-/// Before the sessions that a drain's round left behind are asked again.
-const DRAIN_RETRY: Duration = Duration::from_secs(2);
+/// Between two looks at a drain.
+const DRAIN_LOOK: Duration = Duration::from_millis(50);
 
 /// Between two looks at logins and moves that are under way to a draining backend.
 pub(super) const ARRIVAL_LOOK: Duration = Duration::from_millis(50);
 
 /// What a command works with.
 pub(super) struct Running<'a> {
-    pub(super) state: &'a ProxyState,
+    pub(super) state: &'a Arc<ProxyState>,
     /// To the server's own thread.
     pub(super) orders: &'a Sender<Order>,
     /// Tells the client that it goes on; false: the client has gone.
@@ -314,41 +315,31 @@ fn drain(running: &mut Running<'_>, name: &str, wait: Option<Duration>) -> Done 
         return no_backend(name);
     }
     log::info!(backend = name, state = "draining"; "backend state set by command");
+    if let Err(error) = drain::start(state, "command", false) {
+        return not_done(format!("no thread for the drain: {error}"));
+    }
     let wait = wait.unwrap_or_else(|| state.config.read().migration.wait);
-    let began = Instant::now();
-    let deadline = began + wait;
+    let deadline = Instant::now() + wait;
+    let mut next_line = Instant::now() + PROGRESS;
     loop {
-        let left = sessions_on(state, name);
         // Logins and moves on their way there count as well.
         let placed = placed_on(state, name);
-        if left.is_empty() && placed == 0 {
+        if placed == 0 {
             let text = format!("backend {name} is drained\n");
             let json = json!({ "backend": name, "drained": true, "sessions": 0 });
             return done(0, text, json);
         }
         let now = Instant::now();
         if now >= deadline {
-            return not_drained(name, &sessions(&left), placed);
+            return not_drained(name, &sessions(&sessions_on(state, name)), placed);
         }
-        if left.is_empty() {
-            std::thread::sleep(ARRIVAL_LOOK.min(deadline - now));
-            continue;
+        if now >= next_line {
+            next_line = now + PROGRESS;
+            if !(running.progress)(format!("{placed} sessions left on {name}")) {
+                return not_done("its client has gone");
+            }
         }
-        let Some(round) = start_round(running, left, Aim::EmptyDraining, Some(deadline - now))
-        else {
-            return not_done("no round could be started");
-        };
-        wait_round(running, &round, None);
-        if sessions_on(state, name).is_empty() {
-            continue;
-        }
-        // Some could not be moved: they are asked again, not at once.
-        let retry = deadline.min(Instant::now() + DRAIN_RETRY);
-        let line = format!("{} sessions left on {name}", sessions_on(state, name).len());
-        if !(running.progress)(line) {
-            return not_done("its client has gone");
-        }
-        std::thread::sleep(retry.saturating_duration_since(Instant::now()));
+        std::thread::sleep(DRAIN_LOOK.min(deadline - now));
     }
 }
 

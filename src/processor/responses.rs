@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 
 use super::buffer::{LARGE_BUFFER_BYTES, Reader};
 use super::{Context, ProcessorExit, ServerStream, StreamPosition, failed, malformed, read_failed};
-use crate::error::{Error, Peer};
+use crate::error::{Error, Peer, SqlState};
 use crate::forwarder::{Direction, ResponseAdmission, ResponseFrame, Resumed, Ticket};
 use crate::frame::{HEADER_BYTES, Header, Scanned, Scanner, Verdict};
 use crate::message::{
@@ -76,8 +76,8 @@ struct Responses<'a, S: ServerStream, T: Ticket + 'static> {
     frames: Vec<ResponseFrame>,
     /// Where its notifications begin.
     notifications: Vec<usize>,
-    /// Where the server's FATAL begins, where that is the last frame scanned.
-    fatal_last: Option<usize>,
+    /// The server's FATAL, where that is the last frame scanned.
+    fatal_last: Option<Fatal>,
     /// How the client's stream would be left now.
     position: StreamPosition,
 }
@@ -146,7 +146,7 @@ impl<S: ServerStream, T: Ticket + 'static> Responses<'_, S, T> {
         let bytes = self
             .scanner
             .scan(&self.reader.buffer.bytes, |frame| {
-                *fatal_last = is_fatal_error(&frame).then_some(frame.start);
+                *fatal_last = Fatal::of(&frame);
                 if BackendTag(frame.tag) == BackendTag::NOTIFICATION_RESPONSE {
                     notifications.push(frame.start);
                 }
@@ -162,11 +162,14 @@ impl<S: ServerStream, T: Ticket + 'static> Responses<'_, S, T> {
         if bytes == 0 {
             return Ok(Next::Read);
         }
-        if let Some(start) = self.fatal_last
-            && self.is_held_instead(start)
-        {
-            self.reader.buffer.bytes.clear();
-            return self.park();
+        if let Some(fatal) = self.fatal_last {
+            if self.is_held_instead(fatal.start) {
+                self.reader.buffer.bytes.clear();
+                return self.park();
+            }
+            if fatal.is_shutdown {
+                (self.context.server_leaving)();
+            }
         }
         let forwarder = &self.context.forwarder;
         let buffer = &mut self.reader.buffer.bytes;
@@ -306,13 +309,27 @@ impl<S: ServerStream, T: Ticket + 'static> Responses<'_, S, T> {
     }
 }
 
-/// Whether the server ends the session with this message.  Told from an ordinary
-/// error, since a server can be lost behind one of those as well.
-fn is_fatal_error(frame: &Scanned<'_>) -> bool {
-    BackendTag(frame.tag) == BackendTag::ERROR_RESPONSE
-        && frame
-            .body
-            .is_some_and(|body| ErrorFields::parse(body).is_fatal())
+/// The server ends the session with this message.  Told from an ordinary error, since a
+/// server can be lost behind one of those as well.
+#[derive(Debug, Clone, Copy)]
+struct Fatal {
+    /// Where it begins.
+    start: usize,
+    /// It is `admin_shutdown`.
+    is_shutdown: bool,
+}
+
+impl Fatal {
+    fn of(frame: &Scanned<'_>) -> Option<Self> {
+        if BackendTag(frame.tag) != BackendTag::ERROR_RESPONSE {
+            return None;
+        }
+        let fields = ErrorFields::parse(frame.body?);
+        fields.is_fatal().then(|| Self {
+            start: frame.start,
+            is_shutdown: fields.sqlstate == SqlState::ADMIN_SHUTDOWN.0,
+        })
+    }
 }
 
 /// Notes the frames that the exchange tracks and the parameters' new values.

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use super::Session;
 use crate::disconnect::DisconnectReason;
-use crate::forwarder::{Closing, Obstacle, Ordered, Ready};
+use crate::forwarder::{Activity, Closing, Obstacle, Ordered, Ready};
 use crate::hold::HeldSession;
 use crate::metrics::{Reason, ReasonLabel};
 use crate::round::{Aim, Movable, Round};
@@ -84,6 +84,24 @@ impl Session {
     pub(crate) fn kill(&self) {
         self.set_reason(DisconnectReason::Killed);
         self.close(Closing::Ended);
+    }
+
+    /// Ends the session at the end of its statement, since its backend was to be empty
+    /// long ago.  To be called again until it has ended.
+    pub(crate) fn end_of_drain(&self) {
+        // The reason first, or the sockets' ends would be taken for it.
+        let Some(in_transaction) = self.forwarder.is_answered() else {
+            return;
+        };
+        self.set_reason(DisconnectReason::DrainOver { in_transaction });
+        self.close(Closing::Ended);
+    }
+
+    /// Whether somebody wants it moved already, or it is being moved or held.
+    #[must_use]
+    pub(crate) fn is_asked(&self) -> bool {
+        let view = self.forwarder.view();
+        view.ordered.is_some() || view.activity == Activity::Moving
     }
 
     /// Ends the session now.

@@ -35,6 +35,27 @@ pub(crate) struct SessionView {
     pub immovable: Option<&'static str>,
 }
 
+impl SessionView {
+    /// What stands, or stood last, against its moving.
+    #[must_use]
+    pub(crate) fn cannot_move_because(&self) -> Option<String> {
+        let obstacle = || {
+            self.forwarding
+                .obstacle
+                .map(|obstacle| obstacle.to_string())
+        };
+        let stayed = || {
+            self.last_transfer
+                .as_ref()
+                .and_then(|last| last.reason.clone())
+        };
+        self.immovable
+            .map(str::to_owned)
+            .or_else(obstacle)
+            .or_else(stayed)
+    }
+}
+
 impl Session {
     /// As an operator sees it.
     #[must_use]

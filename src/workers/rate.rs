@@ -28,7 +28,9 @@ impl Rate {
         if let Some(interval) = Duration::from_secs(1).checked_div(per_second) {
             // By the plan, not by the clock, which is looked at less often; but no
             // second of silence is made up for.
-            let from = self.next.map_or(now, |next| next.max(now - interval.max(SLACK)));
+            let from = self
+                .next
+                .map_or(now, |next| next.max(now - interval.max(SLACK)));
             self.next = Some(from + interval);
         }
     }

@@ -177,6 +177,7 @@ impl Rig {
             parameters: Arc::default(),
             client_process_id: None,
             server_lost: Arc::new(|_| false),
+            server_leaving: Arc::new(|| {}),
             start_transfer: Arc::new(move |ready| {
                 let _ = start.send(ready);
             }),

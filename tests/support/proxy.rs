@@ -18,6 +18,8 @@ use super::{poll_kernel, soon};
 pub(crate) struct Setup {
     top: String,
     sections: String,
+    /// For the first backend's section.
+    first: String,
     backends: Vec<(String, SocketAddr, &'static str)>,
 }
 
@@ -58,6 +60,12 @@ impl Setup {
         self
     }
 
+    /// Adds lines to the first backend's section.
+    pub(crate) fn first_backend(mut self, lines: &str) -> Self {
+        writeln!(self.first, "{lines}").unwrap();
+        self
+    }
+
     /// Adds a backend.
     pub(crate) fn backend(mut self, name: &str, address: SocketAddr, state: &'static str) -> Self {
         self.backends.push((name.to_owned(), address, state));
@@ -71,12 +79,14 @@ impl Setup {
             top.push_str("health_interval = \"0s\"\n");
         }
         let mut text = format!("listen = \"127.0.0.1:0\"\n{top}\n{}", self.sections);
+        let mut more = self.first.as_str();
         for (name, address, state) in &self.backends {
             write!(
                 text,
-                "\n[[backend]]\nname = \"{name}\"\naddress = \"{address}\"\nstate = \"{state}\"\n"
+                "\n[[backend]]\nname = \"{name}\"\naddress = \"{address}\"\nstate = \"{state}\"\n{more}"
             )
             .unwrap();
+            more = "";
         }
         text
     }

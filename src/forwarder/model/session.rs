@@ -57,11 +57,12 @@ impl Ticket for Order {
     type Permit = WorkerPermit;
 
     fn try_start(&self) -> Option<WorkerPermit> {
-        self.workers.take_or_queue(&self.queued, &self.session)
+        self.workers
+            .take_or_queue(&self.queued, &self.session, false)
     }
 
     fn may_start(&self) -> bool {
-        self.workers.has_room()
+        self.workers.has_room(false)
     }
 }
 

@@ -1,0 +1,240 @@
+//! Backends that are emptied: by the file, by a command, by what they say of themselves.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use crate::support::message::{self, query};
+use crate::support::pods::Pods;
+use crate::support::proxy::{CONTROL, Proxy, Setup};
+use crate::support::server::Server;
+
+/// A node's HTTP page, which answers with whatever status is set.
+struct Page {
+    address: SocketAddr,
+    status: Arc<AtomicU16>,
+}
+
+impl Page {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let status = Arc::new(AtomicU16::new(200));
+        let shown = Arc::clone(&status);
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+                while lines.next().is_some_and(|line| !line.unwrap().is_empty()) {}
+                let status = shown.load(Ordering::Relaxed);
+                let answer = format!(
+                    "HTTP/1.1 {status} x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                );
+                let _ = stream.write_all(answer.as_bytes());
+            }
+        });
+        Self { address, status }
+    }
+
+    fn setting(&self) -> String {
+        format!("health_url = \"http://{}/health?ready=1\"", self.address)
+    }
+
+    fn says(&self, status: u16) {
+        self.status.store(status, Ordering::Relaxed);
+    }
+}
+
+fn backend_of(proxy: &Proxy, number: usize) -> serde_json::Value {
+    proxy.ask_json(&["status"]).1["backends"][number].clone()
+}
+
+#[test]
+fn a_node_that_says_that_it_is_about_to_go_is_left_and_taken_again() {
+    let pods = Pods::start(2);
+    let page = Page::start();
+    let proxy = Setup::new(&pods.addresses())
+        .top(CONTROL)
+        .top("health_interval = \"20ms\"")
+        .first_backend(&page.setting())
+        .start();
+    let mut clients: Vec<_> = (0..6).map(|_| proxy.login("maria")).collect();
+    for client in &mut clients {
+        client.rows("SET application_name = 'still me'");
+    }
+    let position = proxy.log().position();
+    page.says(503);
+    let round = proxy.wait_round(position);
+    assert_eq!((round.trigger.as_str(), round.success), ("health", 3));
+    let drained = proxy.wait_log(position, |line| line.is("backend drained"));
+    assert_eq!(
+        (drained.get("backend"), drained.get("sessions")),
+        ("pod-0", "0")
+    );
+    assert!(drained.decimal("elapsed_ms") >= 0.0);
+    let status = backend_of(&proxy, 0);
+    assert_eq!(status["state"], "draining");
+    assert_eq!(status["sessions"], 0);
+    for client in &mut clients {
+        assert_eq!(client.value("SELECT sqlpod_name()"), "pod-1");
+        assert_eq!(client.value("SHOW application_name"), "still me");
+    }
+    let position = proxy.log().position();
+    page.says(200);
+    proxy.wait_log(position, |line| line.is("backend is there to stay"));
+    assert_eq!(backend_of(&proxy, 0)["state"], "active");
+    assert_eq!(proxy.login("maria").value("SELECT sqlpod_name()"), "pod-0");
+}
+
+/// As CockroachDB does while it drains: logins are refused, sessions live.
+#[test]
+fn a_server_that_refuses_logins_as_it_shuts_down_is_left() {
+    let leaving = Arc::new(AtomicU16::new(0));
+    let refuses = Arc::clone(&leaving);
+    let pods = Pods::start(1);
+    let server = Server::start(move |mut end| {
+        if refuses.load(Ordering::Relaxed) == 1 {
+            let text = "server is not accepting clients";
+            end.wire
+                .send(&message::error_response("FATAL", "57P01", text));
+            return;
+        }
+        end.welcome();
+        end.echo();
+    });
+    let proxy = Setup::new(&[server.address(), pods.addresses()[0]])
+        .top("health_interval = \"20ms\"")
+        .state(1, "draining")
+        .start();
+    let position = proxy.log().position();
+    leaving.store(1, Ordering::Relaxed);
+    let line = proxy.wait_log(position, |line| line.is("backend is about to go"));
+    assert_eq!(line.get("backend"), "pod-0");
+    leaving.store(0, Ordering::Relaxed);
+    proxy.wait_log(position, |line| line.is("backend is there to stay"));
+}
+
+/// The session that it ends is the first to tell.
+#[test]
+fn a_session_that_a_server_ends_makes_the_proxy_look() {
+    let ended = Arc::new(AtomicU16::new(0));
+    let ends = Arc::clone(&ended);
+    let server = Server::start(move |mut end| {
+        let text = "server is shutting down";
+        let farewell = message::error_response("FATAL", "57P01", text);
+        if ends.load(Ordering::Relaxed) == 1 {
+            end.wire.send(&farewell);
+            return;
+        }
+        end.welcome();
+        // The prober's login ends here.
+        if end.next_query().is_some() {
+            ends.store(1, Ordering::Relaxed);
+            end.wire.send(&farewell);
+        }
+    });
+    let proxy = Setup::new(&[server.address()])
+        // Longer than this test has patience.
+        .top("health_interval = \"1h\"")
+        .start();
+    let mut client = proxy.login("maria");
+    client.send(&query("SELECT 1"));
+    client.expect_error("FATAL", "57P01");
+    proxy.wait_log(0, |line| line.is("backend is about to go"));
+}
+
+#[test]
+fn three_failures_mark_a_backend_down_and_move_nobody() {
+    let mut pods = Pods::start(2);
+    let proxy = Setup::new(&pods.addresses())
+        .top(CONTROL)
+        .top("health_interval = \"20ms\"\nhealth_fall = 3")
+        .start();
+    let position = proxy.log().position();
+    pods.kill("pod-0");
+    let down = proxy.wait_log(position, |line| {
+        line.is("backend down, it gets no new sessions")
+    });
+    assert_eq!((down.get("backend"), down.get("failures")), ("pod-0", "3"));
+    assert_eq!(backend_of(&proxy, 0)["up"], false);
+    assert_eq!(backend_of(&proxy, 0)["state"], "active");
+    for _ in 0..3 {
+        assert_eq!(proxy.login("maria").value("SELECT sqlpod_name()"), "pod-1");
+    }
+    let position = proxy.log().position();
+    pods.restart("pod-0");
+    proxy.wait_log(position, |line| line.is("backend up"));
+    let rounds = proxy.ask_json(&["status"]).1["rounds"].clone();
+    assert_eq!(rounds, serde_json::json!([]));
+}
+
+#[test]
+fn what_a_round_leaves_behind_is_asked_again() {
+    let pods = Pods::start(2);
+    let setup = Setup::new(&pods.addresses()).section("[migration]\nwait = \"1ms\"");
+    let proxy = setup.clone().state(1, "draining").start();
+    let mut busy = proxy.login("maria");
+    busy.rows("BEGIN");
+    let position = proxy.log().position();
+    proxy.reconfigure(&setup.state(0, "draining").text());
+    assert_eq!(proxy.wait_round(position).recoverable, 1);
+    busy.rows("COMMIT");
+    proxy.wait_log(position, |line| line.is("backend drained"));
+    assert_eq!(busy.value("SELECT sqlpod_name()"), "pod-1");
+}
+
+#[test]
+fn a_rate_spreads_a_drain() {
+    const SESSIONS: u64 = 10;
+    let pods = Pods::start(2);
+    let setup = Setup::new(&pods.addresses()).section("[migration]\nrate = 20");
+    let proxy = setup.clone().state(1, "draining").start();
+    let _clients: Vec<_> = (0..SESSIONS).map(|_| proxy.login("maria")).collect();
+    let position = proxy.log().position();
+    let began = Instant::now();
+    proxy.reconfigure(&setup.state(0, "draining").text());
+    let round = proxy.wait_round(position);
+    round.assert_all_moved(SESSIONS);
+    // The first at once, each further one a twentieth of a second later, but for what a
+    // late look makes up for.
+    assert!(began.elapsed().as_millis() >= 250, "{:?}", began.elapsed());
+}
+
+#[test]
+fn who_still_sits_there_is_ended() {
+    let pods = Pods::start(2);
+    let section = "[migration]\nwait = \"1ms\"\nend_after = \"1s\"";
+    let setup = Setup::new(&pods.addresses()).section(section);
+    let proxy = setup.clone().state(1, "draining").start();
+    let mut idle_in_transaction = proxy.login("maria");
+    idle_in_transaction.rows("BEGIN");
+    let mut moves = proxy.login("maria");
+    let position = proxy.log().position();
+    proxy.reconfigure(&setup.state(0, "draining").text());
+    let fatal = idle_in_transaction.expect_error("FATAL", "25P03");
+    assert_eq!(
+        fatal.field('M'),
+        "terminating connection because its SQL server is being drained"
+    );
+    idle_in_transaction.expect_gone();
+    proxy.wait_log(position, |line| line.is("backend drained"));
+    let closed = proxy.wait_log(position, |line| line.is("session closed"));
+    assert_eq!(closed.get("reason"), "drain over");
+    assert_eq!(moves.value("SELECT sqlpod_name()"), "pod-1");
+}
+
+#[test]
+fn a_backend_that_has_no_session_is_drained_at_once() {
+    let pods = Pods::start(2);
+    let setup = Setup::new(&pods.addresses());
+    let proxy = setup.start();
+    let position = proxy.log().position();
+    proxy.reconfigure(&setup.state(0, "draining").text());
+    let line = proxy.wait_log(position, |line| line.is("backend drained"));
+    assert_eq!(line.get("backend"), "pod-0");
+    // Its thread is not needed any more.
+    proxy.wait_threads(|names| names.iter().all(|name| name != "drain"));
+}
