@@ -233,7 +233,9 @@ impl Connector {
             // What was left of somebody else's time says nothing of the backend.
             return opened;
         }
-        let news = self.balancer.note_dial(id, opened.is_ok(), slow);
+        let news = self
+            .balancer
+            .note_dial(id, opened.is_ok(), slow, callers_deadline.is_none());
         self.tell_down(news, name, address);
         let news = news.reachable;
         let (backend, address) = (name, address.to_string());

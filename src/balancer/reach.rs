@@ -65,8 +65,16 @@ impl Balancer {
         backend.is_some_and(|b| b.reachable && b.dialled.is_some_and(|at| at > since))
     }
 
-    /// Notes how a dial ended; `slow` where its deadline ended it.
-    pub(crate) fn note_dial(&self, id: BackendId, reached: bool, slow: bool) -> DialNews {
+    /// Notes how a dial ended; `slow` where its deadline ended it.  `look`: it was made to
+    /// see whether the backend is there; others fail for reasons of their own, and would
+    /// take a target from everybody.
+    pub(crate) fn note_dial(
+        &self,
+        id: BackendId,
+        reached: bool,
+        slow: bool,
+        look: bool,
+    ) -> DialNews {
         let fall = self.fall.load(Ordering::Relaxed);
         let mut backends = self.backends.lock();
         let Some(backend) = backends.iter_mut().find(|b| b.id == id) else {
@@ -77,7 +85,7 @@ impl Balancer {
         backend.dialled = Some(now);
         backend.failures = match reached {
             true => 0,
-            false => backend.failures.saturating_add(1),
+            false => backend.failures.saturating_add(usize::from(look)),
         };
         let down = backend.failures >= fall;
         DialNews {
