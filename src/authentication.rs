@@ -1,8 +1,10 @@
-//! Logins: relayed between client and server, or the proxy's own by what is in the startup packet.
+//! Logins: relayed between client and server, or the proxy's own ([`own`]).
 //!
 //! The relay does not know the methods; it knows which Authentication requests
 //! want an answer of the client.  It is bounded by one deadline and by bytes,
 //! never by a count of messages.
+
+mod own;
 
 use std::borrow::Cow;
 use std::time::Instant;
@@ -15,6 +17,7 @@ use crate::message::{
 };
 use crate::parameters::Parameters;
 use crate::tls::same_certificate;
+pub(crate) use own::{OwnLogin, log_in};
 
 /// All that one side may send during a login.  A real one takes about 1 KiB;
 /// notices and long parameters have room.
@@ -156,43 +159,6 @@ pub(crate) fn relay(
                 send(client, &to_client, deadline)?;
                 return Ok(Relayed::LoggedIn(login));
             }
-        }
-        frame = server.read(LOGIN_BYTES, deadline, LOGIN)?;
-    }
-}
-
-/// Takes a server's answers to a login by the startup packet alone, which are all
-/// the proxy's.
-///
-/// # Errors
-/// The server's own refusal, or that it asks for more than `given`.
-pub(crate) fn by_startup(
-    server: &mut FrameReader,
-    first: &Frame,
-    given: &str,
-    deadline: Instant,
-) -> Result<Login, Error> {
-    let mut login = Login::default();
-    let mut budget = Budget(LOGIN_BYTES);
-    let mut frame = first.clone();
-    loop {
-        budget.take(Peer::Server, &frame, deadline)?;
-        match step(&frame, &mut login)? {
-            Step::Continue => {}
-            Step::ClientAnswers => {
-                let what = format!("it asks for a password although it was given {given}");
-                return Err(Error::protocol(Peer::Server, LOGIN, what));
-            }
-            Step::Refused(ErrorFields {
-                sqlstate, message, ..
-            }) => {
-                return Err(Error::ServerRefused {
-                    operation: "the login",
-                    sqlstate,
-                    message,
-                });
-            }
-            Step::Ready => return Ok(login),
         }
         frame = server.read(LOGIN_BYTES, deadline, LOGIN)?;
     }

@@ -8,6 +8,7 @@
 
 mod address;
 mod backends;
+mod login;
 mod migration;
 mod reader;
 #[cfg(test)]
@@ -25,6 +26,7 @@ pub(crate) use crate::tls::{ClientTls, ClientTlsMode, ServerTls, SslMode};
 pub(crate) use address::Address;
 use backends::read_backends;
 pub(crate) use backends::{BackendConfig, BackendState};
+use login::read_login;
 use migration::read_migration;
 pub(crate) use migration::{Capture, Migration};
 use reader::{Reader, Section};
@@ -80,6 +82,8 @@ pub struct Config {
     /// `[login]`: how the proxy logs in for a session it moves; `None`: sessions
     /// of PostgreSQL stay where they are.
     pub login: Option<LoginMethod>,
+    /// `[login]` `file`: passwords in libpq's format; with `method = "passfile"` only.
+    pub passfile: Option<PathBuf>,
     /// `custom_settings`: names of PostgreSQL's settings that no server lists,
     /// such as `app.tenant`.
     pub custom_settings: Vec<String>,
@@ -149,6 +153,8 @@ impl Config {
                 ],
             )?
             .unwrap_or(Dialect::CockroachDb);
+        let server_tls = read_server_tls(&root)?;
+        let (login, passfile) = read_login(&root, &server_tls)?;
         let config = Self {
             listen: root.addresses("listen")?.unwrap_or_else(default_listen),
             admin_listen: root.address("admin_listen", 0)?,
@@ -183,9 +189,10 @@ impl Config {
                 )?
                 .unwrap_or_default(),
             client_tls: read_client_tls(&root)?,
-            server_tls: read_server_tls(&root)?,
+            server_tls,
             migration: read_migration(&root, dialect)?,
-            login: read_login(&root)?,
+            login,
+            passfile,
             backends: read_backends(&root)?,
         };
         config.check_listeners(&root)?;
@@ -249,15 +256,6 @@ fn read_client_tls(root: &Section<'_>) -> Result<Option<ClientTls>, ConfigError>
         return Err(section.error("client_ca_file", message));
     }
     Ok(Some(tls))
-}
-
-fn read_login(root: &Section<'_>) -> Result<Option<LoginMethod>, ConfigError> {
-    let Some(section) = root.section("login", &["method"])? else {
-        return Ok(None);
-    };
-    let method = section.choice("method", &[("trust", LoginMethod::Trust)])?;
-    let missing = || section.missing("method", "how the proxy logs in: \"trust\"");
-    Ok(Some(method.ok_or_else(missing)?))
 }
 
 fn read_server_tls(root: &Section<'_>) -> Result<ServerTls, ConfigError> {

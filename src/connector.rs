@@ -2,6 +2,8 @@
 //!
 //! Every step stands under one deadline, name resolution included.
 
+mod look;
+
 use std::io::{self, ErrorKind};
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -9,18 +11,21 @@ use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
 
-use crate::authentication::{Login, by_startup};
-use crate::balancer::{Assignment, BackendId, Balancer, DialNews, NoTarget, ProbeTarget};
+use crate::authentication::{Login, OwnLogin, log_in};
+use crate::balancer::{Assignment, BackendId, Balancer, NoTarget};
 use crate::config::{Address, Config};
+use crate::dialect::SessionState;
 use crate::error::{Error, Peer, SqlState};
 use crate::frame::{Frame, FrameReader};
 use crate::message::{BackendTag, ErrorFields};
 use crate::metrics::{Event, Metrics};
+use crate::passfile::Passfile;
 use crate::resolver::Resolver;
 use crate::socket::{ReadDeadline, Socket};
 use crate::startup::StartupPacket;
 use crate::stream::Stream;
 use crate::tls::{self, ServerTlsContext, TlsContexts};
+pub(crate) use look::Probed;
 
 const CONNECTING: &str = "connecting";
 
@@ -52,11 +57,13 @@ struct Settings {
     connect_timeout: Duration,
     tcp_user_timeout: Duration,
     tls: Arc<ServerTlsContext>,
+    passfile: Option<Arc<Passfile>>,
 }
 
 impl Settings {
-    fn new(config: &Config, tls: &TlsContexts) -> Self {
+    fn new(config: &Config, tls: &TlsContexts, passfile: Option<Passfile>) -> Self {
         Self {
+            passfile: passfile.map(Arc::new),
             connect_timeout: config.connect_timeout,
             tcp_user_timeout: config.tcp_user_timeout,
             tls: Arc::clone(&tls.server),
@@ -70,6 +77,7 @@ impl Connector {
     pub(crate) fn new(
         config: &Config,
         tls: &TlsContexts,
+        passfile: Option<Passfile>,
         balancer: Arc<Balancer>,
         metrics: Arc<Metrics>,
     ) -> Self {
@@ -77,13 +85,13 @@ impl Connector {
             balancer,
             metrics,
             resolver: Resolver::new(),
-            settings: RwLock::new(Settings::new(config, tls)),
+            settings: RwLock::new(Settings::new(config, tls, passfile)),
         }
     }
 
     /// Takes over a new configuration, for dials that begin later.
-    pub(crate) fn configure(&self, config: &Config, tls: &TlsContexts) {
-        *self.settings.write() = Settings::new(config, tls);
+    pub(crate) fn configure(&self, config: &Config, tls: &TlsContexts, passfile: Option<Passfile>) {
+        *self.settings.write() = Settings::new(config, tls, passfile);
     }
 
     /// Who picks the backends.
@@ -144,7 +152,7 @@ impl Connector {
     }
 
     /// A connection for the transfer of a session that leaves `own`, where that is given, logged in
-    /// by `startup` alone, for the sake of `login_by` in it: the targets in the balancer's order, until
+    /// by what `startup` has for `state`, or by the password that the proxy has for it: the targets in the balancer's order, until
     /// one lets it in; with TLS, where the session has it now (`encrypted`).
     ///
     /// # Errors
@@ -152,33 +160,47 @@ impl Connector {
     pub(crate) fn log_in_target(
         &self,
         (own, encrypted): (Option<BackendId>, bool),
-        startup: &[u8],
-        login_by: &str,
+        startup: &StartupPacket,
+        state: &dyn SessionState,
         read_deadline: &Arc<ReadDeadline>,
         round_started: Instant,
         deadline: Instant,
     ) -> Result<(Connected, Login), TargetError> {
         let mut tried = Vec::new();
         let mut last = None;
+        let packet = startup.to_bytes();
+        let passfile = match state.takes_password() {
+            true => self.settings.read().passfile.clone(),
+            false => None,
+        };
+        let user = startup.get(b"user").unwrap_or_default();
+        let database = startup.get(b"database").filter(|name| !name.is_empty());
         loop {
             let assignment = match self.balancer.pick_target(own, &tried, round_started) {
                 Ok(assignment) => assignment,
                 Err(no_target) => return Err(last.unwrap_or(TargetError::None(no_target))),
             };
             let name = Arc::clone(assignment.name());
+            let own = OwnLogin {
+                given: state.login_by(),
+                user,
+                password: passfile.as_ref().and_then(|file| {
+                    file.find(assignment.address(), database.unwrap_or(user), user)
+                }),
+            };
             if !tried.is_empty() {
                 self.metrics.count(Event::DialRetry);
             }
             tried.push(assignment.id());
             let logged_in = self
-                .open(assignment, startup, read_deadline, deadline)
+                .open(assignment, &packet, read_deadline, deadline)
                 .and_then(|mut connected| {
                     let Connected { server, first, .. } = &mut connected;
                     if encrypted && !server.stream().is_encrypted() {
                         let what = "it has no TLS, which the session has where it is";
                         return Err(Error::protocol(Peer::Server, CONNECTING, what));
                     }
-                    let login = by_startup(server, first, login_by, deadline)?;
+                    let login = log_in(server, first, &own, deadline)?;
                     Ok((connected, login))
                 });
             match logged_in {
@@ -253,61 +275,6 @@ impl Connector {
             self.warn_of_clear(id, backend, &address, server.stream());
         }
         opened
-    }
-
-    /// Says when a backend comes to count as down, and when no longer.
-    fn tell_down(&self, news: DialNews, backend: &str, address: &Address) {
-        match news.down {
-            Some(true) => {
-                let failures = news.failures;
-                log::warn!(backend, address:%, failures; "backend down, it gets no new sessions");
-            }
-            Some(false) => log::info!(backend, address:%; "backend up"),
-            None => {}
-        }
-    }
-
-    /// Says once, until it changes, that a backend is spoken to in clear although
-    /// the file names whom its certificate has to come from.
-    fn warn_of_clear(&self, id: BackendId, backend: &str, address: &str, stream: &Stream) {
-        let tls = Arc::clone(&self.settings.read().tls);
-        let in_clear = tls.warns_of_clear() && !stream.is_encrypted();
-        match (self.balancer.note_clear(id, in_clear), in_clear) {
-            (true, true) => log::warn!(
-                backend,
-                address;
-                "backend is spoken to without TLS: it refuses TLS or shows a certificate that \
-                 ca_file does not know, and sslmode = \"prefer\" allows that"
-            ),
-            (true, false) => log::info!(backend, address; "backend is spoken to with TLS again"),
-            (false, _) => {}
-        }
-    }
-
-    /// Dials a backend for nobody: up to its first answer, whatever that says,
-    /// unless it says that it takes no session now.
-    pub(crate) fn probe(&self, target: &ProbeTarget) -> Probed {
-        let ProbeTarget {
-            id, name, address, ..
-        } = target;
-        let Ok(read_deadline) = ReadDeadline::new() else {
-            return Probed::Unknown;
-        };
-        let startup = StartupPacket::probe().to_bytes();
-        // Noted, and logged where it is news.
-        let opened = self.open_noted(*id, name, address, &startup, &read_deadline, None);
-        match opened {
-            Ok(_) => {
-                self.balancer.news().tell();
-                Probed::Taking
-            }
-            Err(Error::ServerRefused { sqlstate, .. })
-                if sqlstate == SqlState::ADMIN_SHUTDOWN.0 =>
-            {
-                Probed::Leaving
-            }
-            Err(_) => Probed::Unknown,
-        }
     }
 
     fn try_open(
@@ -411,18 +378,6 @@ fn dial_tcp(
         }
     }
     Err(failed(last))
-}
-
-/// What a backend says of itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Probed {
-    /// It takes sessions.
-    Taking,
-    /// It takes none any more, and ends those that it has: `admin_shutdown`, as
-    /// CockroachDB answers while it drains.
-    Leaving,
-    /// It could not be asked, or is not ready yet.
-    Unknown,
 }
 
 /// Why no connection for a transfer could be had.

@@ -78,8 +78,8 @@ impl Dialect {
             (Self::PostgreSql, Some(_)) if postgresql::is_replication(startup) => {
                 Err("replication connection")
             }
-            (Self::PostgreSql, Some(LoginMethod::Trust)) => {
-                Ok(Box::new(postgresql::Transfer::new(custom_names)))
+            (Self::PostgreSql, Some(login)) => {
+                Ok(Box::new(postgresql::Transfer::new(custom_names, login)))
             }
             (Self::PostgreSql, None) => Err("dialect postgresql has no session transfer"),
         }
@@ -115,6 +115,10 @@ impl Dialect {
 pub enum LoginMethod {
     /// The server lets it in without a question (pg_hba.conf).
     Trust,
+    /// The server maps the proxy's own certificate to the session's user (pg_ident.conf).
+    Cert,
+    /// By the user's password, from a file.
+    Passfile,
 }
 
 /// A dialect's way to move a session.
@@ -142,6 +146,11 @@ pub trait SessionState: Send {
     /// What the new server should let it in by, for the error where it asks for
     /// a password instead.
     fn login_by(&self) -> &'static str;
+
+    /// Whether the session's user may log in there by a password that the proxy has.
+    fn takes_password(&self) -> bool {
+        false
+    }
 
     /// The session's rebuilding on the new server, which told `login` just now.
     /// `unnamed` is the client's last Parse without a name, where its statement

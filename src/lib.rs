@@ -126,6 +126,7 @@ mod signals;
 mod limits;
 mod metrics;
 mod logging;
+mod passfile;
 mod config;
 
 // Protocol
@@ -150,6 +151,7 @@ pub mod internal {
     pub use crate::control_client::ask;
     pub use crate::limits::check as check_limits;
     pub use crate::logging::{flush as flush_log, init as init_log};
+    pub use crate::passfile::check as check_passfile;
     pub use crate::server::Server;
     pub use crate::signals::install as install_signals;
 

@@ -4,7 +4,8 @@
 use std::process::ExitCode;
 
 use sqlproxy::internal::{
-    Arguments, Config, Server, TlsContexts, ask, check_limits, flush_log, init_log, install_signals,
+    Arguments, Config, Server, TlsContexts, ask, check_limits, check_passfile, flush_log, init_log,
+    install_signals,
 };
 
 /// A configuration or a machine that the proxy cannot run with.
@@ -35,6 +36,9 @@ fn run(arguments: &Arguments) -> Result<(), String> {
     init_log().map_err(|error| format!("cannot start a thread: {error}"))?;
     let tls = TlsContexts::load(config.client_tls.as_ref(), &config.server_tls)
         .map_err(|error| error.to_string())?;
+    if let Some(file) = &config.passfile {
+        check_passfile(file).map_err(|error| error.to_string())?;
+    }
     if arguments.check_config {
         println!("{}: ok", arguments.config.display());
         return Ok(());

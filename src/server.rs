@@ -28,13 +28,14 @@ use crate::health::{self, Health};
 use crate::hold::Holds;
 use crate::limits;
 use crate::metrics::Metrics;
+use crate::passfile::Passfile;
 use crate::registry::Registry;
 use crate::round::Aim;
 use crate::rounds::Rounds;
 use crate::session::Session;
 use crate::signals::Signal;
 use crate::status;
-use crate::tls::{TlsContexts, valid_until};
+use crate::tls::{BadFile, TlsContexts, valid_until};
 
 /// How often the end of the sessions is interrupted for a look at the signals.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(50);
@@ -76,6 +77,9 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+    /// A file that the configuration names cannot be used.
+    #[error("{0}")]
+    File(#[from] BadFile),
     /// A thread could not be started.
     #[error("cannot start a thread: {0}")]
     Thread(#[from] io::Error),
@@ -98,7 +102,8 @@ impl Server {
         let (missed, missed_by_reload) = crossbeam_channel::unbounded();
         let custom_names = Arc::new(CustomNames::default());
         custom_names.learn(&config.custom_settings);
-        let connector = Connector::new(&config, &tls, balancer, Arc::clone(&metrics));
+        let passfile = config.passfile.as_deref().map(Passfile::load).transpose()?;
+        let connector = Connector::new(&config, &tls, passfile, balancer, Arc::clone(&metrics));
         let connector = Arc::new(connector);
         let rounds = Rounds::new(config.migration.workers, Arc::clone(&metrics));
         rounds.workers().set_rate(config.migration.rate);
@@ -286,6 +291,8 @@ impl Server {
         let config = Config::load(&self.config_path).map_err(|error| error.to_string())?;
         let tls = TlsContexts::load(config.client_tls.as_ref(), &config.server_tls)
             .map_err(|error| error.to_string())?;
+        let passfile = config.passfile.as_deref().map(Passfile::load);
+        let passfile = passfile.transpose().map_err(|error| error.to_string())?;
         limits::check(&config).map_err(|error| error.to_string())?;
         let old = Arc::clone(&self.state.config.read());
         let mut later = Vec::new();
@@ -299,7 +306,7 @@ impl Server {
             later.push("dialect takes effect for new sessions");
         }
         self.state.connector.balancer().configure(&config.backends);
-        self.state.connector.configure(&config, &tls);
+        self.state.connector.configure(&config, &tls, passfile);
         *self.state.tls.write() = Arc::new(tls);
         self.state
             .rounds

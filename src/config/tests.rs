@@ -38,6 +38,7 @@ fn one_backend_is_enough_and_the_rest_has_defaults() {
             health_fall: 3,
             dialect: Dialect::CockroachDb,
             login: None,
+            passfile: None,
             custom_settings: Vec::new(),
             client_tls: None,
             server_tls: ServerTls {
@@ -101,7 +102,8 @@ capture = "idle"
 rate = 50
 end_after = "10m"
 [login]
-method = "trust"
+method = "passfile"
+file = "passwords"
 [[backend]]
 name = "a"
 address = "db_1.example.org.:1"
@@ -123,7 +125,8 @@ address = "[fe80::1%eth0]:65535"
         health_interval: Duration::from_millis(500),
         health_fall: 7,
         dialect: Dialect::PostgreSql,
-        login: Some(LoginMethod::Trust),
+        login: Some(LoginMethod::Passfile),
+        passfile: Some("conf/passwords".into()),
         custom_settings: vec!["app.tenant".to_owned()],
         client_tls: Some(ClientTls {
             mode: ClientTlsMode::Require,
@@ -320,12 +323,28 @@ fn a_bad_key_is_named_with_its_line() {
             "2: custom_settings: expected a setting's name with a dot, such as \"app.tenant\", found \"tenant\"",
         ),
         (
+            "[login]\nmethod = \"passfile\"",
+            "1: login.file: expected the passwords' file, which method = \"passfile\" needs, found nothing",
+        ),
+        (
+            "[login]\nmethod = \"trust\"\nfile = \"x\"",
+            "3: login.file: only method = \"passfile\" reads one",
+        ),
+        (
+            "[login]\nmethod = \"cert\"",
+            "2: login.method: \"cert\" needs the proxy's own certificate: cert_file and key_file in [server_tls]",
+        ),
+        (
+            "[server_tls]\ncert_file = \"a\"\nkey_file = \"b\"\n[login]\nmethod = \"cert\"",
+            "5: login.method: \"cert\" needs TLS: sslmode = \"require\" or stricter in [server_tls]",
+        ),
+        (
             "[login]\nmethod = \"hope\"",
-            "2: login.method: expected one of \"trust\", found \"hope\"",
+            "2: login.method: expected one of \"trust\", \"cert\", \"passfile\", found \"hope\"",
         ),
         (
             "[login]\n",
-            "1: login.method: expected how the proxy logs in: \"trust\", found nothing",
+            "1: login.method: expected how the proxy logs in: \"trust\", \"cert\" or \"passfile\", found nothing",
         ),
         (
             "dialect = \"mysql\"",

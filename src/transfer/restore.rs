@@ -71,8 +71,8 @@ pub(super) fn restore(
         .connector
         .log_in_target(
             (leaves, old.stream.is_encrypted()),
-            &startup.to_bytes(),
-            state.login_by(),
+            &startup,
+            state,
             &context.read_deadline,
             round_started,
             deadline,

@@ -2,6 +2,7 @@
 
 mod asking;
 mod kinds;
+mod logins;
 mod mover;
 mod notifications;
 mod refusals;

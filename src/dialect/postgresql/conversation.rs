@@ -8,7 +8,8 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::super::{
-    Answer, BadAnswer, Conversation, CustomNames, Request, SessionState, SessionTransfer, Turn,
+    Answer, BadAnswer, Conversation, CustomNames, LoginMethod, Request, SessionState,
+    SessionTransfer, Turn,
 };
 use super::Step;
 use super::batch::{BatchAnswer, BatchFailure};
@@ -35,14 +36,16 @@ const UNASKED: BadAnswer = BadAnswer::Malformed("an answer to nothing");
 /// Moves sessions between servers that know nothing of it.
 pub(in super::super) struct Transfer {
     custom_names: Arc<CustomNames>,
+    login: LoginMethod,
 }
 
 impl Transfer {
     /// Asks every session for the custom settings of these names, and adds what
     /// it finds to them.
-    pub(in super::super) fn new(custom_names: &Arc<CustomNames>) -> Self {
+    pub(in super::super) fn new(custom_names: &Arc<CustomNames>, login: LoginMethod) -> Self {
         Self {
             custom_names: Arc::clone(custom_names),
+            login,
         }
     }
 }
@@ -56,6 +59,7 @@ impl SessionTransfer for Transfer {
         Box::new(Question {
             server: Server::of(login),
             custom_names: Arc::clone(&self.custom_names),
+            login: self.login,
             pending: None,
             attempts: 0,
         })
@@ -120,6 +124,7 @@ impl Server {
 struct Question {
     server: Server,
     custom_names: Arc<CustomNames>,
+    login: LoginMethod,
     pending: Option<BatchAnswer<Step>>,
     attempts: usize,
 }
@@ -154,6 +159,7 @@ impl Conversation<Box<dyn SessionState>> for Question {
         self.custom_names.learn(state.custom_names());
         Ok(Turn::Done(Box::new(Captured {
             custom_names: self.custom_names.known(),
+            login: self.login,
             state,
         })))
     }
@@ -164,6 +170,7 @@ struct Captured {
     state: State,
     /// What the new server is asked for.
     custom_names: BTreeSet<Vec<u8>>,
+    login: LoginMethod,
 }
 
 impl SessionState for Captured {
@@ -174,7 +181,15 @@ impl SessionState for Captured {
     fn prepare_login(&self, _startup: &mut StartupPacket) {}
 
     fn login_by(&self) -> &'static str {
-        "nothing, as [login] method = \"trust\" says"
+        match self.login {
+            LoginMethod::Trust => "nothing, as [login] method = \"trust\" says",
+            LoginMethod::Cert => "the proxy's certificate, as [login] method = \"cert\" says",
+            LoginMethod::Passfile => "none that the file of [login] has for it",
+        }
+    }
+
+    fn takes_password(&self) -> bool {
+        self.login == LoginMethod::Passfile
     }
 
     fn restore<'a>(
