@@ -165,6 +165,23 @@ need_psycopg() {
     PATH=$venv/bin:$PATH
 }
 
+# Puts a python3 first in PATH that has the drivers of tests/drivers, one of our own below
+# the target directory: their versions are those that were looked at.
+need_drivers() {
+    local venv stamp
+    venv=$(target_directory)/drivers
+    stamp=$venv/installed
+    if ! cmp -s tests/drivers/requirements.txt "$stamp"; then
+        need_packages venv
+        say "installing: $(paste -sd ' ' tests/drivers/requirements.txt), into $venv"
+        python3 -m venv "$venv"
+        "$venv/bin/python3" -m pip install --quiet --disable-pip-version-check \
+            -r tests/drivers/requirements.txt </dev/null
+        cp tests/drivers/requirements.txt "$stamp"
+    fi
+    PATH=$venv/bin:$PATH
+}
+
 # Prints where cargo puts what it builds, whatever variable or file decides it.
 target_directory() {
     cargo metadata --no-deps --format-version 1 --manifest-path "$root/Cargo.toml" |
