@@ -12,6 +12,8 @@ use crate::connection::ProxyState;
 
 /// Between two looks at all sessions.
 const INTERVAL: Duration = Duration::from_millis(250);
+/// Between two looks for a free worker, while transfers have them all.
+const WORKER_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Sees to it that idle sessions are captured while the configuration wants that; to be
 /// called again after a reload.
@@ -47,11 +49,13 @@ fn run(of: &Weak<ProxyState>) {
             }
             return;
         }
-        let now = Instant::now();
+        let next = Instant::now() + INTERVAL;
         for session in state.sessions.snapshot() {
-            session.capture_when_idle(now);
+            while !session.capture_when_idle(Instant::now()) && is_wanted(&state) {
+                thread::sleep(WORKER_INTERVAL);
+            }
         }
         drop(state);
-        thread::sleep(INTERVAL);
+        thread::sleep(next.saturating_duration_since(Instant::now()));
     }
 }

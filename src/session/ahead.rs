@@ -27,8 +27,9 @@ pub(super) struct Ahead {
 
 impl Session {
     /// Asks an idle session for its state, once until it has been used again.  To be called
-    /// a few times a second.
-    pub(crate) fn capture_when_idle(&self, now: Instant) {
+    /// a few times a second.  False: it is idle, and no worker is free to ask it.
+    #[must_use]
+    pub(crate) fn capture_when_idle(&self, now: Instant) -> bool {
         let traffic = self.forwarder.traffic();
         let mut ahead = self.ahead.lock();
         if ahead.traffic != traffic || ahead.since.is_none() {
@@ -37,7 +38,7 @@ impl Session {
                 since: Some(now),
                 ..Ahead::default()
             };
-            return;
+            return true;
         }
         let idle = ahead.since.is_some_and(|since| now >= since + IDLE);
         // What lets the session in lives so long; half of it is left for a hold.
@@ -46,20 +47,20 @@ impl Session {
             .asked
             .is_some_and(|asked| lifetime.is_none_or(|lifetime| now < asked + lifetime / 2));
         if !idle || fresh {
-            return;
+            return true;
         }
         // Nothing is under it: a permit that is given back serves others.
         drop(ahead);
-        // Where no worker is free, or the session is in use, it is its turn again later.
+        // Where the session is in use again it is its turn later.
         let Some(permit) = self.workers.try_take() else {
-            return;
+            return false;
         };
         let Some(suspension) = self.forwarder.suspend_idle(traffic) else {
-            return;
+            return true;
         };
         self.ahead.lock().asked = Some(now);
         let Some(session) = self.this.upgrade() else {
-            return;
+            return true;
         };
         let spawned = thread::Builder::new()
             .name(format!("transfer-{}", self.name.conn))
@@ -83,6 +84,7 @@ impl Session {
         if let Err(error) = spawned {
             log::debug!(conn = self.name.conn, reason:% = error; "no thread to capture an idle session");
         }
+        true
     }
 
     /// Whether the session could be rebuilt if its server went now.
