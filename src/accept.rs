@@ -87,6 +87,13 @@ impl Acceptor {
     fn serve(&self, stream: TcpStream, client: SocketAddr) {
         let conn = self.numbers.fetch_add(1, Ordering::Relaxed) + 1;
         self.state.metrics.count(Event::Accepted);
+        if !self.state.config.read().limits.admits(client.ip()) {
+            // Closed, and not a byte read of it.
+            self.state.metrics.count(Event::Refused);
+            self.state.metrics.client_refused("network");
+            log::info!(conn, client:%; "connection closed: its network is not allowed");
+            return;
+        }
         let shows_cancel = || shows_cancel(&stream);
         let Some(place) = self.handshakes.enter(client.ip(), shows_cancel) else {
             self.state.metrics.count(Event::Refused);

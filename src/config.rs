@@ -8,6 +8,7 @@
 
 mod address;
 mod backends;
+mod limits;
 mod login;
 mod migration;
 mod reader;
@@ -26,6 +27,8 @@ pub(crate) use crate::tls::{ClientTls, ClientTlsMode, ServerTls, SslMode};
 pub(crate) use address::Address;
 use backends::read_backends;
 pub(crate) use backends::{BackendConfig, BackendState};
+pub(crate) use limits::Limits;
+use limits::read_limits;
 use login::read_login;
 use migration::read_migration;
 pub(crate) use migration::{Capture, Migration};
@@ -77,6 +80,9 @@ pub struct Config {
     pub health_interval: Duration,
     /// `health_fall`: failed dials in a row that mark a backend down, 1 to 100.
     pub health_fall: usize,
+    /// `idle_timeout`: how long a session may be idle outside of a transaction, 0 (for
+    /// ever) to 24 h.
+    pub idle_timeout: Duration,
     /// `dialect`: which kind of server the backends are.
     pub dialect: Dialect,
     /// `[login]`: how the proxy logs in for a session it moves; `None`: sessions
@@ -91,6 +97,8 @@ pub struct Config {
     pub client_tls: Option<ClientTls>,
     /// `[server_tls]`; absent: `sslmode = "prefer"` and no files.
     pub server_tls: ServerTls,
+    /// `[limits]`; absent: none.
+    pub limits: Limits,
     /// `[migration]`; absent: its defaults.
     pub migration: Migration,
     /// `[[backend]]`, in the order of the file: at least one, names unique.
@@ -135,11 +143,13 @@ impl Config {
                 "tcp_user_timeout",
                 "health_interval",
                 "health_fall",
+                "idle_timeout",
                 "dialect",
                 "custom_settings",
                 "client_tls",
                 "server_tls",
                 "migration",
+                "limits",
                 "login",
                 "backend",
             ],
@@ -180,6 +190,7 @@ impl Config {
             health_fall: root
                 .integer("health_fall", 1, MAX_HEALTH_FALL)?
                 .unwrap_or(DEFAULT_HEALTH_FALL),
+            idle_timeout: root.duration("idle_timeout")?.unwrap_or_default(),
             dialect,
             custom_settings: root
                 .texts(
@@ -190,6 +201,7 @@ impl Config {
                 .unwrap_or_default(),
             client_tls: read_client_tls(&root)?,
             server_tls,
+            limits: read_limits(&root)?,
             migration: read_migration(&root, dialect)?,
             login,
             passfile,

@@ -27,7 +27,9 @@ use crate::rounds::Rounds;
 use crate::server_conn::ServerConn;
 use crate::session::{Session, send_final};
 use crate::session_name::SessionName;
+use crate::shares::{Share, Shares};
 use crate::socket::{ReadDeadline, Socket};
+use crate::startup::StartupPacket;
 use crate::stream::Stream;
 use crate::tls::TlsContexts;
 use crate::transfer::TransferContext;
@@ -63,8 +65,10 @@ pub(crate) struct ProxyState {
     pub missed_by_reload: Sender<Arc<Session>>,
     /// Sessions that wait for a server.
     pub holds: Arc<Holds>,
-    /// A thread captures idle sessions.
-    pub capturing: AtomicBool,
+    /// A thread looks at idle sessions.
+    pub sweeping: AtomicBool,
+    /// How many sessions each user and each database has.
+    pub shares: Arc<Shares>,
     /// Tells the thread that empties backends, where there is one.
     pub draining: Mutex<Option<Sender<DrainNews>>>,
 }
@@ -219,6 +223,7 @@ struct Opened {
 
 /// Of a session, and of its connection.
 struct Permits {
+    share: Share,
     session: Permit,
     connection: Permit,
 }
@@ -229,6 +234,8 @@ struct LoginOf<'a> {
     state: &'a ProxyState,
     config: &'a Config,
     client_key: Option<Vec<u8>>,
+    /// Who logs in, and where.
+    startup: &'a StartupPacket,
     permits: Option<Permits>,
 }
 
@@ -248,10 +255,16 @@ impl LoginObserver for LoginOf<'_> {
         let Some(session) = self.state.session_limit.take() else {
             return Err(Refusal::MaxConnections(self.config.max_connections).into());
         };
+        let user = self.startup.get(b"user").unwrap_or_default();
+        let database = self.startup.get(b"database");
+        let database = database.filter(|name| !name.is_empty()).unwrap_or(user);
+        let limits = &self.config.limits;
+        let share = self.state.shares.take(user, database, limits)?;
         let Some(connection) = self.handshake.logged_in() else {
             return Err(Refusal::TooManyLogins.into());
         };
         self.permits = Some(Permits {
+            share,
             session,
             connection,
         });
@@ -291,6 +304,7 @@ fn open(
         state,
         config,
         client_key: None,
+        startup: &startup,
         permits: None,
     };
     let relayed = relay(&mut client, &mut server, first, deadline, &mut login_of)?;
@@ -391,11 +405,12 @@ impl Opened {
         session.forward(from_client, from_server);
         drop(registered);
         let Permits {
+            share,
             session: permit,
             connection,
         } = permits;
         // Before the log says so: who reads that may come at once.
-        drop(permit);
+        drop((share, permit));
         session.end(&state.metrics, opened.elapsed());
         drop(connection);
     }

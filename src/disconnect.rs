@@ -16,6 +16,8 @@ pub(crate) enum DisconnectReason {
     ServerLost(Lost),
     /// An operator's command.
     Killed,
+    /// The proxy's own rule, in the client's words.
+    Rule(Refusal),
     /// Its backend should have been empty long ago (`[migration] end_after`).
     DrainOver {
         /// It waited for its client in one.
@@ -34,6 +36,7 @@ impl DisconnectReason {
                 let refusal = Refusal::Killed;
                 Some(fatal((refusal.sqlstate(), refusal.to_string())))
             }
+            Self::Rule(refusal) => Some(fatal((refusal.sqlstate(), refusal.to_string()))),
             Self::DrainOver { in_transaction } => {
                 let refusal = Refusal::DrainOver {
                     in_transaction: *in_transaction,
@@ -64,6 +67,7 @@ impl DisconnectReason {
     pub(crate) fn event(&self) -> Option<Event> {
         match self {
             Self::Killed
+            | Self::Rule(_)
             | Self::DrainOver { .. }
             | Self::ProcessorExit(ProcessorExit::ClientLeft { terminated: true }) => None,
             Self::ProcessorExit(ProcessorExit::ClientLeft { terminated: false }) => {
@@ -92,6 +96,8 @@ impl fmt::Display for DisconnectReason {
         match self {
             Self::Killed => f.write_str("ended by command"),
             Self::DrainOver { .. } => f.write_str("drain over"),
+            Self::Rule(Refusal::IdleSession) => f.write_str("idle for idle_timeout"),
+            Self::Rule(refusal) => refusal.fmt(f),
             Self::ProcessorExit(ProcessorExit::ClientLeft { .. }) => {
                 f.write_str("client disconnected")
             }

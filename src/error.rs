@@ -68,6 +68,8 @@ impl SqlState {
     pub const INVALID_AUTHORIZATION: Self = Self("28000");
     /// `too_many_connections`.
     pub const TOO_MANY_CONNECTIONS: Self = Self("53300");
+    /// `idle_session_timeout`.
+    pub const IDLE_SESSION: Self = Self("57P05");
     /// `idle_in_transaction_session_timeout`.
     pub const IDLE_IN_TRANSACTION: Self = Self("25P03");
     /// `admin_shutdown`.
@@ -117,6 +119,18 @@ pub enum Refusal {
     /// All sessions that there may be are there.
     #[error("sqlproxy has reached max_connections = {0}")]
     MaxConnections(usize),
+    /// One user has as many sessions as it may.
+    #[error("sqlproxy has reached per_user = {0} for user {1:?}")]
+    PerUser(usize, String),
+    /// One database has as many sessions as it may.
+    #[error("sqlproxy has reached per_database = {0} for database {1:?}")]
+    PerDatabase(usize, String),
+    /// A session whose client's network is denied now.
+    #[error("terminating connection because its network is not allowed any more")]
+    Denied,
+    /// PostgreSQL's own words (postgres.c).
+    #[error("terminating connection due to idle-session timeout")]
+    IdleSession,
     /// It kept the proxy waiting while others were, or all places are taken.
     #[error("sqlproxy has too many connections that are not logged in")]
     TooManyLogins,
@@ -168,6 +182,10 @@ impl Refusal {
             | Self::DrainOver { .. }
             | Self::HoldOver(_) => "shutting_down",
             Self::MaxConnections(_) => "max_connections",
+            Self::PerUser(..) => "per_user",
+            Self::PerDatabase(..) => "per_database",
+            Self::Denied => "network",
+            Self::IdleSession => "idle",
             Self::TooManyLogins => "too_many_logins",
             Self::NoThread(_) => "no_thread",
         }
@@ -186,11 +204,15 @@ impl Refusal {
             Self::Stopping
             | Self::Shutdown
             | Self::Killed
+            | Self::Denied
             | Self::DrainOver { .. }
             | Self::HoldOver(_) => SqlState::ADMIN_SHUTDOWN,
-            Self::MaxConnections(_) | Self::TooManyLogins | Self::NoThread(_) => {
-                SqlState::TOO_MANY_CONNECTIONS
-            }
+            Self::IdleSession => SqlState::IDLE_SESSION,
+            Self::MaxConnections(_)
+            | Self::PerUser(..)
+            | Self::PerDatabase(..)
+            | Self::TooManyLogins
+            | Self::NoThread(_) => SqlState::TOO_MANY_CONNECTIONS,
         }
     }
 }

@@ -29,7 +29,7 @@
 //! | accept | one a listener | accept |
 //! | request, response | one each a session (request-N, response-N); request also serves a connection before its login | recv, send, the gate |
 //! | transfer | one a transfer (transfer-N), at most `workers` | reads until the transfer's deadline |
-//! | capture | 1, where `[migration] capture` is "idle" | its interval |
+//! | sweep | 1, where `[migration] capture` is "idle" or `idle_timeout` is set | its interval |
 //! | drain | 1, while backends are to be emptied | its interval |
 //! | hold | 1, while sessions are held | their sockets, at most a twentieth of a second at a time |
 //! | probe | one a backend that held sessions wait for (probe-NAME) | a dial |
@@ -64,6 +64,7 @@
 //! | `Entry::requests` | one key's cancel requests | – |
 //! | `CustomNames::known` | names of settings that no server lists | – |
 //! | `Handshakes::table` | connections that are not logged in | – |
+//! | `Shares::counts` | sessions of each user and database | – |
 //! | `Limit::state` | permits of connections and sessions | – |
 //! | `ProxyState::config`, `ProxyState::tls`, `Connector::settings` | what a reload changes: copied out, never held | – |
 //! | `Health::probers` | who looks at which backend | `Balancer::backends` |
@@ -83,7 +84,7 @@
 mod arguments;
 mod control_client;
 mod server;
-mod capture;
+mod sweep;
 mod control;
 mod drain;
 mod status;
@@ -119,6 +120,7 @@ mod balancer;
 mod registry;
 mod handshakes;
 mod connection_limit;
+mod shares;
 
 // Operation
 mod admin;

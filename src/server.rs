@@ -15,7 +15,6 @@ use crate::accept::{Acceptor, listen};
 use crate::admin::{Admin, Pages, Readiness};
 use crate::balancer::{BackendId, Balancer};
 use crate::cancel::CancelKeys;
-use crate::capture;
 use crate::config::{Address, Config};
 use crate::connection::ProxyState;
 use crate::connection_limit::Limit;
@@ -35,6 +34,7 @@ use crate::rounds::Rounds;
 use crate::session::Session;
 use crate::signals::Signal;
 use crate::status;
+use crate::sweep;
 use crate::tls::{BadFile, TlsContexts, valid_until};
 
 /// How often the end of the sessions is interrupted for a look at the signals.
@@ -109,7 +109,8 @@ impl Server {
         rounds.workers().set_rate(config.migration.rate);
         let state = Arc::new(ProxyState {
             holds: Holds::new(&connector, rounds.workers())?,
-            capturing: AtomicBool::new(false),
+            sweeping: AtomicBool::new(false),
+            shares: Arc::default(),
             draining: Mutex::default(),
             connector,
             custom_names,
@@ -156,7 +157,7 @@ impl Server {
         server
             .health
             .probe(&Arc::clone(&server.state.config.read()));
-        capture::start(&server.state)?;
+        sweep::start(&server.state)?;
         let numbers = Arc::new(AtomicU64::new(0));
         for listener in &server.listeners {
             let acceptor = Acceptor {
@@ -319,7 +320,10 @@ impl Server {
         self.state.rounds.workers().set_rate(config.migration.rate);
         self.state.metrics.config_read(true, &certificates(&config));
         *self.state.config.write() = Arc::new(config);
-        capture::start(&self.state).map_err(|error| error.to_string())?;
+        for session in self.state.sessions.snapshot() {
+            session.check_network();
+        }
+        sweep::start(&self.state).map_err(|error| error.to_string())?;
         Ok(Reloaded { later })
     }
 

@@ -20,6 +20,7 @@
 //! | a session is lost while its server restarts, a hold does not end | hold |
 //! | `/readyz` is wrong or late, a backend counts as up or down and is not | health |
 //! | a server's bytes cost memory or time that they should not | hostile_servers |
+//! | a share of the sessions, a network, an idle session | limits |
 //! | a log line is forged, swollen or lost, or the log stops the proxy | logging |
 //! | a message costs more system calls | cost |
 //! | it uses a core while nothing happens | rest |
@@ -55,6 +56,7 @@ mod fuzz;
 mod health;
 mod hold;
 mod hostile_servers;
+mod limits;
 mod logging;
 mod metrics;
 mod moving;

@@ -36,6 +36,7 @@ fn one_backend_is_enough_and_the_rest_has_defaults() {
             tcp_user_timeout: Duration::from_secs(60),
             health_interval: Duration::from_secs(2),
             health_fall: 3,
+            idle_timeout: Duration::ZERO,
             dialect: Dialect::CockroachDb,
             login: None,
             passfile: None,
@@ -47,6 +48,7 @@ fn one_backend_is_enough_and_the_rest_has_defaults() {
                 cert_file: None,
                 key_file: None,
             },
+            limits: Limits::default(),
             migration: Migration {
                 timeout: Duration::from_secs(15),
                 wait: Duration::from_secs(60),
@@ -80,6 +82,7 @@ shutdown_grace = "0s"
 tcp_user_timeout = "0s"
 health_interval = "500ms"
 health_fall = 7
+idle_timeout = "1h"
 dialect = "postgresql"
 custom_settings = ["app.tenant"]
 [client_tls]
@@ -92,6 +95,11 @@ sslmode = "verify-full"
 ca_file = "ca.crt"
 cert_file = "client.crt"
 key_file = "client.key"
+[limits]
+per_user = 20
+per_database = 30
+allow = ["10.0.0.0/8", "::1"]
+deny = ["10.9.0.0/16"]
 [migration]
 timeout = "1m 30s"
 wait = "0s"
@@ -124,6 +132,7 @@ address = "[fe80::1%eth0]:65535"
         tcp_user_timeout: Duration::ZERO,
         health_interval: Duration::from_millis(500),
         health_fall: 7,
+        idle_timeout: Duration::from_secs(3600),
         dialect: Dialect::PostgreSql,
         login: Some(LoginMethod::Passfile),
         passfile: Some("conf/passwords".into()),
@@ -139,6 +148,12 @@ address = "[fe80::1%eth0]:65535"
             ca_file: Some("conf/ca.crt".into()),
             cert_file: Some("conf/client.crt".into()),
             key_file: Some("conf/client.key".into()),
+        },
+        limits: Limits {
+            per_user: Some(20),
+            per_database: Some(30),
+            allow: vec!["10.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()],
+            deny: vec!["10.9.0.0/16".parse().unwrap()],
         },
         migration: Migration {
             timeout: Duration::from_secs(90),
@@ -356,7 +371,7 @@ fn a_bad_key_is_named_with_its_line() {
         ),
         (
             "\nport = 1",
-            "2: unknown key \"port\"; expected one of \"listen\", \"admin_listen\", \"control_socket\", \"max_connections\", \"handshake_timeout\", \"connect_timeout\", \"shutdown_grace\", \"tcp_user_timeout\", \"health_interval\", \"health_fall\", \"dialect\", \"custom_settings\", \"client_tls\", \"server_tls\", \"migration\", \"login\", \"backend\"",
+            "2: unknown key \"port\"; expected one of \"listen\", \"admin_listen\", \"control_socket\", \"max_connections\", \"handshake_timeout\", \"connect_timeout\", \"shutdown_grace\", \"tcp_user_timeout\", \"health_interval\", \"health_fall\", \"idle_timeout\", \"dialect\", \"custom_settings\", \"client_tls\", \"server_tls\", \"migration\", \"limits\", \"login\", \"backend\"",
         ),
         (
             "migration = 3",
@@ -389,6 +404,10 @@ fn a_bad_key_is_named_with_its_line() {
         (
             "[[backend]]\nname = \"a\"\naddress = \"a:1\"\nhealth_url = \"ftp://a/\"",
             "4: backend.health_url: expected an address like \"http://host:8080/health?ready=1\", found \"ftp://a/\"",
+        ),
+        (
+            "[limits]\nallow = [\"10.0.0.0/33\"]",
+            "2: limits.allow: expected a network such as \"10.0.0.0/8\", found \"10.0.0.0/33\"",
         ),
         (
             "[migration]\nhold = \"11m\"",

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use super::Session;
 use crate::config::Capture;
-use crate::forwarder::Traffic;
+use crate::disconnect::DisconnectReason;
+use crate::error::Refusal;
+use crate::forwarder::{Closing, Traffic};
 use crate::hold::HeldSession;
 use crate::transfer::{self, Captured, STACK_BYTES};
 use crate::workers::RetryOrder;
@@ -26,10 +28,15 @@ pub(super) struct Ahead {
 }
 
 impl Session {
-    /// Asks an idle session for its state, once until it has been used again.  To be called
-    /// a few times a second.  False: it is idle, and no worker is free to ask it.
+    /// Looks whether the session is idle, and does what the configuration wants then: asks
+    /// it for its state, once until it has been used again, or ends it.  To be called a few
+    /// times a second.  False: it is to be asked, and no worker is free to do so.
     #[must_use]
-    pub(crate) fn capture_when_idle(&self, now: Instant) -> bool {
+    pub(crate) fn look_idle(&self, now: Instant) -> bool {
+        let (timeout, capture) = {
+            let config = self.config.read();
+            (config.idle_timeout, config.migration.capture)
+        };
         let traffic = self.forwarder.traffic();
         let mut ahead = self.ahead.lock();
         if ahead.traffic != traffic || ahead.since.is_none() {
@@ -38,6 +45,19 @@ impl Session {
                 since: Some(now),
                 ..Ahead::default()
             };
+            return true;
+        }
+        let since = ahead.since.unwrap_or(now);
+        if !timeout.is_zero() && now >= since + timeout {
+            drop(ahead);
+            // Neither in a transaction nor held, when it is somebody else's time.
+            if self.forwarder.is_answered() == Some(false) {
+                self.set_reason(DisconnectReason::Rule(Refusal::IdleSession));
+                self.close(Closing::Ended);
+            }
+            return true;
+        }
+        if capture == Capture::Off {
             return true;
         }
         let idle = ahead.since.is_some_and(|since| now >= since + IDLE);

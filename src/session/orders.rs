@@ -1,5 +1,6 @@
 //! What others ask of a session: to move, to end.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -8,6 +9,7 @@ use parking_lot::Mutex;
 
 use super::Session;
 use crate::disconnect::DisconnectReason;
+use crate::error::Refusal;
 use crate::forwarder::{Activity, Closing, Obstacle, Ordered, Ready};
 use crate::hold::HeldSession;
 use crate::metrics::{Reason, ReasonLabel};
@@ -84,6 +86,16 @@ impl Session {
     pub(crate) fn kill(&self) {
         self.set_reason(DisconnectReason::Killed);
         self.close(Closing::Ended);
+    }
+
+    /// Ends the session where its client's network is not allowed any more.
+    pub(crate) fn check_network(&self) {
+        let client = self.name.client.parse::<SocketAddr>();
+        let admits = |client: SocketAddr| self.config.read().limits.admits(client.ip());
+        if client.is_ok_and(|client| !admits(client)) {
+            self.set_reason(DisconnectReason::Rule(Refusal::Denied));
+            self.close(Closing::Ended);
+        }
     }
 
     /// Ends the session at the end of its statement, since its backend was to be empty

@@ -1,5 +1,6 @@
-//! Captures idle sessions ahead (`[migration] capture = "idle"`), so that their server's
-//! crash costs them nothing.
+//! Looks at idle sessions: ends those that have been so for `idle_timeout`, and captures
+//! the others ahead (`[migration] capture = "idle"`), so that their server's crash costs
+//! them nothing.
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -15,43 +16,45 @@ const INTERVAL: Duration = Duration::from_millis(250);
 /// Between two looks for a free worker, while transfers have them all.
 const WORKER_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Sees to it that idle sessions are captured while the configuration wants that; to be
+/// Sees to it that idle sessions are looked at while the configuration wants that; to be
 /// called again after a reload.
 ///
 /// # Errors
 /// There is no thread for it.
 pub(crate) fn start(state: &Arc<ProxyState>) -> io::Result<()> {
-    if !is_wanted(state) || state.capturing.swap(true, Ordering::SeqCst) {
+    if !is_wanted(state) || state.sweeping.swap(true, Ordering::SeqCst) {
         return Ok(());
     }
     let of = Arc::downgrade(state);
     let spawned = thread::Builder::new()
-        .name("capture".to_owned())
+        .name("sweep".to_owned())
         .spawn(move || run(&of));
     if spawned.is_err() {
-        state.capturing.store(false, Ordering::SeqCst);
+        state.sweeping.store(false, Ordering::SeqCst);
     }
     spawned.map(drop)
 }
 
 fn is_wanted(state: &ProxyState) -> bool {
-    !state.stopping.load(Ordering::SeqCst) && state.config.read().migration.capture == Capture::Idle
+    let config = state.config.read();
+    let wanted = config.migration.capture == Capture::Idle || !config.idle_timeout.is_zero();
+    wanted && !state.stopping.load(Ordering::SeqCst)
 }
 
 fn run(of: &Weak<ProxyState>) {
     while let Some(state) = of.upgrade() {
         if !is_wanted(&state) {
-            state.capturing.store(false, Ordering::SeqCst);
+            state.sweeping.store(false, Ordering::SeqCst);
             // A reload that wanted it again just now has not started another.
             let again = start(&state);
             if let Err(error) = again {
-                log::warn!(reason:% = error; "idle sessions are not captured: no thread");
+                log::warn!(reason:% = error; "idle sessions are not looked at: no thread");
             }
             return;
         }
         let next = Instant::now() + INTERVAL;
         for session in state.sessions.snapshot() {
-            while !session.capture_when_idle(Instant::now()) && is_wanted(&state) {
+            while !session.look_idle(Instant::now()) && is_wanted(&state) {
                 thread::sleep(WORKER_INTERVAL);
             }
         }
