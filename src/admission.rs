@@ -35,8 +35,9 @@ pub(crate) enum Admission {
         /// To be closed when the server has acted on the request.
         stream: Arc<Stream>,
     },
-    /// It was closed before it asked for anything: a health probe.
-    Probe,
+    /// It was closed before it asked for anything: by its client, as a health probe does,
+    /// or by the proxy, which may have a word for it.
+    Probe(Option<Arc<Stream>>),
 }
 
 /// A client that asks for a session and may.
@@ -83,7 +84,10 @@ pub(crate) fn admit(socket: Socket, rules: Rules<'_>) -> Result<Admission, Faile
     };
     let first = match first_byte(&socket, deadline) {
         Ok(Some(first)) => first,
-        Ok(None) => return Ok(Admission::Probe),
+        Ok(None) => {
+            let stream = Arc::new(Stream::Plain(socket));
+            return Ok(Admission::Probe(Some(stream)));
+        }
         Err(error) => {
             let error = Error::io(Peer::Client, READING, error);
             let stream = Some(Arc::new(Stream::Plain(socket)));
@@ -106,7 +110,7 @@ pub(crate) fn admit(socket: Socket, rules: Rules<'_>) -> Result<Admission, Faile
     };
     // Some probes ask for TLS and leave with the answer.
     if matches!(first_byte(&socket, deadline), Ok(None)) {
-        return Ok(Admission::Probe);
+        return Ok(Admission::Probe(None));
     }
     let stream = tls
         .accept(socket, deadline, direct)
@@ -118,7 +122,7 @@ pub(crate) fn admit(socket: Socket, rules: Rules<'_>) -> Result<Admission, Faile
     };
     let mut buffer = Vec::new();
     match next(&stream, &mut buffer, deadline).map_err(refuse)? {
-        None => Ok(Admission::Probe),
+        None => Ok(Admission::Probe(Some(stream))),
         Some(Startup::Session(startup)) => {
             welcome(Arc::clone(&stream), buffer, startup, rules).map_err(refuse)
         }
@@ -155,7 +159,10 @@ fn ask(socket: Socket, rules: Rules<'_>) -> Result<Asked, FailedAdmission> {
     let mut requests = 0;
     let refused = loop {
         let packet = match next(&stream, &mut buffer, deadline) {
-            Ok(None) => return Ok(Asked::Admitted(Admission::Probe)),
+            Ok(None) => {
+                let stream = Some(Arc::new(stream));
+                return Ok(Asked::Admitted(Admission::Probe(stream)));
+            }
             Ok(Some(packet)) => packet,
             Err(error) => break error,
         };

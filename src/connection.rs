@@ -113,7 +113,17 @@ pub(crate) fn serve(
         deadline,
     };
     match admit(socket, rules) {
-        Ok(Admission::Probe) => {
+        Ok(Admission::Probe(stream)) if place.handshake().is_evicted() => {
+            // It has said nothing because it had no time to.
+            let error = Refusal::TooManyLogins.into();
+            refuse(
+                state,
+                &unnamed(conn, client_address),
+                stream.as_deref(),
+                &error,
+            );
+        }
+        Ok(Admission::Probe(_)) => {
             log::debug!(conn, client:% = client_address; "connection closed before a startup packet");
         }
         Ok(Admission::Cancel { key, stream }) => {
@@ -156,15 +166,24 @@ pub(crate) fn serve(
             }
         }
         Err(FailedAdmission { stream, error }) => {
-            let name = SessionName {
-                conn,
-                client: client_address.to_string(),
-                user: String::new(),
-                database: String::new(),
-            };
             let error = told(error, place.handshake());
-            refuse(state, &name, stream.as_deref(), &error);
+            refuse(
+                state,
+                &unnamed(conn, client_address),
+                stream.as_deref(),
+                &error,
+            );
         }
+    }
+}
+
+/// A connection that has not said who it is.
+fn unnamed(conn: u64, client: SocketAddr) -> SessionName {
+    SessionName {
+        conn,
+        client: client.to_string(),
+        user: String::new(),
+        database: String::new(),
     }
 }
 
