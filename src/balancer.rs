@@ -205,9 +205,9 @@ impl Balancer {
     }
 
     /// A place for a session that leaves `own`: on another active backend, or,
-    /// where the file names no other, on a fresh connection to the same; on any
-    /// where `own` is `None`, a held one as well.  One that was too slow since `since` is left out, so that a round does not
-    /// wait for it again and again.
+    /// where the file names no other, on a fresh connection to the same; on any where
+    /// `own` is `None`, a held one as well.  One that was too slow since `since` is left
+    /// out, so that a round does not wait for it again and again.
     ///
     /// # Errors
     /// [`NoTarget`].

@@ -151,9 +151,10 @@ impl Connector {
         })
     }
 
-    /// A connection for the transfer of a session that leaves `own`, where that is given, logged in
-    /// by what `startup` has for `state`, or by the password that the proxy has for it: the targets in the balancer's order, until
-    /// one lets it in; with TLS, where the session has it now (`encrypted`).
+    /// A connection for the transfer of a session that leaves `own`, where that is given,
+    /// logged in by what `startup` has for `state`, or by the password that the proxy has
+    /// for it: the targets in the balancer's order, until one lets it in; with TLS, where
+    /// the session has it now (`encrypted`).
     ///
     /// # Errors
     /// The last target's failure, or that there is no target at all.
@@ -394,4 +395,19 @@ pub(crate) enum TargetError {
         /// How it failed.
         error: Error,
     },
+}
+
+impl TargetError {
+    /// Whether another try may end otherwise: nobody is there, or not ready.  A server that
+    /// refuses the login itself does so the next time as well.
+    pub(crate) fn may_pass(&self) -> bool {
+        match self {
+            Self::None(_) => true,
+            Self::Failed { error, .. } => match error {
+                Error::Io { .. } | Error::Closed { .. } | Error::Timeout { .. } => true,
+                Error::ServerRefused { sqlstate, .. } => SqlState::is_not_ready(sqlstate),
+                _ => false,
+            },
+        }
+    }
 }

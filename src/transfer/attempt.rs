@@ -200,11 +200,10 @@ impl<'a> Attempt<'a> {
                     Err((reason, late_responses)) => kept(reason, server.resumed(late_responses)),
                 }
             }
-            Err(Reason {
-                label: ReasonLabel::NoTarget | ReasonLabel::Target,
-                ..
-            }) if self.may_hold => held(state, unnamed, server),
-            Err(reason) => kept(reason, server.resumed(0)),
+            Err(not_restored) if self.may_hold && not_restored.may_pass => {
+                held(state, unnamed, server)
+            }
+            Err(not_restored) => kept(not_restored.reason, server.resumed(0)),
         }
     }
 }

@@ -185,7 +185,12 @@ impl HeldTransfer {
         drop(old);
         let restored = match restored {
             Ok(restored) => restored,
-            Err(reason) => return Attempted::Failed { held: self, reason },
+            Err(not_restored) => {
+                return Attempted::Failed {
+                    held: self,
+                    reason: not_restored.reason,
+                };
+            }
         };
         if !self.server_gone {
             let last = self.state.last_request();

@@ -45,6 +45,13 @@ pub(super) struct Wanted<'a> {
     pub(super) leaves: Option<BackendId>,
 }
 
+/// Why no server has the session.
+pub(super) struct NotRestored {
+    pub(super) reason: Reason,
+    /// There may be one later: none is there, can be reached or is ready.
+    pub(super) may_pass: bool,
+}
+
 /// Opens a connection to a server that takes the session over from `old`, and restores it there.
 ///
 /// # Errors
@@ -59,7 +66,7 @@ pub(super) fn restore(
     }: Wanted<'_>,
     round_started: Instant,
     limits: Limits,
-) -> Result<Restored, Reason> {
+) -> Result<Restored, NotRestored> {
     const OPERATION: &str = "restoring the session";
     let Limits {
         max_state_bytes,
@@ -84,7 +91,10 @@ pub(super) fn restore(
                     ReasonLabel::Target
                 }
             };
-            Reason::new(label, error.to_string())
+            NotRestored {
+                reason: Reason::new(label, error.to_string()),
+                may_pass: error.may_pass(),
+            }
         })?;
     let Login {
         key,
@@ -96,8 +106,9 @@ pub(super) fn restore(
         ..
     } = connected;
     let name = Arc::clone(assignment.name());
-    let failed = |error: &dyn Display| {
-        Reason::new(ReasonLabel::Restore, format!("{name}: restore: {error}"))
+    let failed = |error: &dyn Display| NotRestored {
+        reason: Reason::new(ReasonLabel::Restore, format!("{name}: restore: {error}")),
+        may_pass: false,
     };
     let left = || deadline.saturating_duration_since(Instant::now());
     let mut reported = Parameters::default();

@@ -131,6 +131,22 @@ fn a_password_that_is_missing_or_wrong_keeps_the_session() {
     proxy.migrate().assert_all_moved(2);
 }
 
+/// A hold waits for what may come, and that is not another password.
+#[test]
+fn a_login_that_is_refused_holds_nobody() {
+    let cluster = asking();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("passwords");
+    write_passfile(&file, &passfile_line("scram", "wrong"));
+    let proxy = setup(&cluster, &file)
+        .section("[migration]\nhold = \"10m\"")
+        .start();
+    let mut client = connect(&proxy, "scram");
+    let round = proxy.migrate();
+    assert_eq!(round.only().outcome, Outcome::Recoverable);
+    client.query_one("SELECT 1", &[]).unwrap();
+}
+
 #[test]
 fn the_proxys_certificate_lets_sessions_in() {
     let files = Files::new();
