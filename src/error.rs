@@ -72,6 +72,8 @@ impl SqlState {
     pub const IDLE_SESSION: Self = Self("57P05");
     /// `idle_in_transaction_session_timeout`.
     pub const IDLE_IN_TRANSACTION: Self = Self("25P03");
+    /// `crash_shutdown`.
+    pub const CRASH_SHUTDOWN: Self = Self("57P02");
     /// `admin_shutdown`.
     pub const ADMIN_SHUTDOWN: Self = Self("57P01");
 }

@@ -163,11 +163,11 @@ impl<S: ServerStream, T: Ticket + 'static> Responses<'_, S, T> {
             return Ok(Next::Read);
         }
         if let Some(fatal) = self.fatal_last {
-            if self.is_held_instead(fatal.start) {
+            if fatal.end != End::Session && self.is_held_instead(fatal.start) {
                 self.reader.buffer.bytes.clear();
                 return self.park();
             }
-            if fatal.is_shutdown {
+            if fatal.end == End::Shutdown {
                 (self.context.server_leaving)();
             }
         }
@@ -315,8 +315,18 @@ impl<S: ServerStream, T: Ticket + 'static> Responses<'_, S, T> {
 struct Fatal {
     /// Where it begins.
     start: usize,
-    /// It is `admin_shutdown`.
-    is_shutdown: bool,
+    end: End,
+}
+
+/// What ends with a FATAL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// The server, by `admin_shutdown`.
+    Shutdown,
+    /// The server, by `crash_shutdown`.
+    Crash,
+    /// This session alone, for a reason that would meet it anew: idle for too long.
+    Session,
 }
 
 impl Fatal {
@@ -327,7 +337,11 @@ impl Fatal {
         let fields = ErrorFields::parse(frame.body?);
         fields.is_fatal().then(|| Self {
             start: frame.start,
-            is_shutdown: fields.sqlstate == SqlState::ADMIN_SHUTDOWN.0,
+            end: match fields.sqlstate.as_str() {
+                code if code == SqlState::ADMIN_SHUTDOWN.0 => End::Shutdown,
+                code if code == SqlState::CRASH_SHUTDOWN.0 => End::Crash,
+                _ => End::Session,
+            },
         })
     }
 }

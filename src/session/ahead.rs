@@ -122,6 +122,8 @@ impl Session {
         }
         let (traffic, captured) = {
             let mut ahead = self.ahead.lock();
+            // It is asked again where it comes back.
+            ahead.asked = None;
             (ahead.traffic, ahead.captured.take())
         };
         let Some(captured) = captured else {

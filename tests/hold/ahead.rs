@@ -128,3 +128,34 @@ fn one_backend_process_that_ends_is_replaced() {
     proxy.wait_log(position, |line| line.is("session restored"));
     assert_ne!(client.value("SELECT pg_backend_pid()"), pid);
 }
+
+/// What the server says of this session is the client's to hear, not to be undone.
+#[test]
+fn a_session_that_its_server_ends_for_being_idle_is_not_brought_back() {
+    let cluster = Cluster::start(&[], |_| {});
+    let proxy = setup(&cluster).start();
+    let mut client = login(&proxy);
+    client.rows("SET idle_session_timeout = '4s'");
+    wait_captured(&proxy, 1);
+    client.expect_error("FATAL", "57P05");
+    client.expect_gone();
+    let lines = proxy.log().since(0);
+    assert!(!lines.iter().any(|line| line.is("session held")));
+}
+
+#[test]
+fn a_second_crash_finds_it_as_ready_as_the_first() {
+    let mut cluster = Cluster::start(&[], |_| {});
+    let proxy = setup(&cluster).start();
+    let mut client = login(&proxy);
+    client.rows("SET application_name = 'still me'");
+    client.rows("CHECKPOINT");
+    for _ in 0..3 {
+        wait_captured(&proxy, 1);
+        let position = proxy.log().position();
+        cluster.stop();
+        cluster.start_again();
+        assert_eq!(fates(&wait_finished(&proxy, position)), [1, 0, 0]);
+    }
+    shows(&mut client, "still me");
+}
