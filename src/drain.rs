@@ -49,11 +49,12 @@ struct Drain {
 /// There is no thread for it.
 pub(crate) fn start(state: &Arc<ProxyState>, trigger: &'static str, later: bool) -> io::Result<()> {
     let begun = (trigger, later);
-    if let Some(news) = &*state.draining.lock() {
-        // One that is about to end takes no more news.
-        if news.send(begun).is_ok() {
-            return Ok(());
-        }
+    // Over the start, or two that come at once would start one each.
+    let mut draining = state.draining.lock();
+    if let Some(news) = &*draining
+        && news.send(begun).is_ok()
+    {
+        return Ok(());
     }
     let (news, received) = crossbeam_channel::unbounded();
     let _ = news.send(begun);
@@ -61,7 +62,7 @@ pub(crate) fn start(state: &Arc<ProxyState>, trigger: &'static str, later: bool)
     thread::Builder::new()
         .name("drain".to_owned())
         .spawn(move || run(&of, &received))?;
-    *state.draining.lock() = Some(news);
+    *draining = Some(news);
     Ok(())
 }
 
