@@ -42,7 +42,12 @@ impl Passfile {
     pub(crate) fn load(file: &Path) -> Result<Self, BadFile> {
         let bad = |what: String| BadFile::new(file, what);
         let unreadable = |error: std::io::Error| bad(format!("cannot be read: {error}"));
-        let mode = fs::metadata(file).map_err(unreadable)?.permissions().mode();
+        let found = fs::metadata(file).map_err(unreadable)?;
+        if !found.is_file() {
+            // A pipe would be waited for.
+            return Err(bad("is no plain file".to_owned()));
+        }
+        let mode = found.permissions().mode();
         if mode & 0o077 != 0 {
             let mode = mode & 0o7777;
             return Err(bad(format!(
@@ -178,6 +183,13 @@ mod tests {
         let bad = load("db:5432:shop:maria:one\n", 0o640).unwrap_err();
         let expected = "FILE: others may read it (mode 0640): it holds passwords, set mode 0600";
         assert_eq!(bad, expected);
+    }
+
+    #[test]
+    fn only_a_plain_file_is_read() {
+        let directory = std::path::Path::new("/dev");
+        let bad = Passfile::load(directory).unwrap_err().to_string();
+        assert_eq!(bad, "/dev: is no plain file");
     }
 
     #[test]
