@@ -47,7 +47,7 @@ pub(crate) struct Connected {
 pub(crate) struct Connector {
     balancer: Arc<Balancer>,
     metrics: Arc<Metrics>,
-    resolver: Resolver,
+    resolver: Arc<Resolver>,
     settings: RwLock<Settings>,
 }
 
@@ -84,7 +84,7 @@ impl Connector {
         Self {
             balancer,
             metrics,
-            resolver: Resolver::new(),
+            resolver: Arc::new(Resolver::new()),
             settings: RwLock::new(Settings::new(config, tls, passfile)),
         }
     }
@@ -92,6 +92,12 @@ impl Connector {
     /// Takes over a new configuration, for dials that begin later.
     pub(crate) fn configure(&self, config: &Config, tls: &TlsContexts, passfile: Option<Passfile>) {
         *self.settings.write() = Settings::new(config, tls, passfile);
+    }
+
+    /// Who looks names up, on threads of its own.
+    #[must_use]
+    pub(crate) const fn resolver(&self) -> &Arc<Resolver> {
+        &self.resolver
     }
 
     /// Who picks the backends.

@@ -48,10 +48,10 @@ struct Settings {
 }
 
 impl Settings {
-    fn new(config: &Config) -> Self {
+    fn new(config: &Config, connector: &Connector) -> Self {
         Self {
             interval: config.health_interval,
-            pages: Pages::new(config),
+            pages: Pages::new(config, connector.resolver()),
         }
     }
 }
@@ -91,7 +91,7 @@ impl Health {
             match probers.get(&target.id) {
                 Some(prober) => {
                     // One that dials hears of it afterwards.
-                    let _ = prober.send(Order::Settings(Settings::new(config)));
+                    let _ = prober.send(Order::Settings(Settings::new(config, &self.connector)));
                 }
                 None => {
                     let (id, name) = (target.id, Arc::clone(&target.name));
@@ -119,7 +119,7 @@ impl Health {
         let prober = Prober {
             connector: Arc::clone(&self.connector),
             id: target.id,
-            settings: Settings::new(config),
+            settings: Settings::new(config, &self.connector),
             leaving: self.leaving.clone(),
         };
         thread::Builder::new()
@@ -146,7 +146,11 @@ impl Prober {
             match orders.recv_timeout(self.settings.interval) {
                 Ok(Order::Settings(settings)) => self.settings = settings,
                 Ok(Order::Look) | Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Disconnected) => {
+                    // Nobody would take back what it said last.
+                    self.connector.balancer().set_leaving(self.id, false);
+                    return;
+                }
             }
         }
     }

@@ -1,42 +1,73 @@
 //! Backends that are emptied: by the file, by a command, by what they say of themselves.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::Instant;
 
+use openssl::ssl::{SslAcceptor, SslMethod};
+
 use crate::support::message::{self, query};
 use crate::support::pods::Pods;
+use crate::support::poll_kernel;
 use crate::support::proxy::{CONTROL, Proxy, Setup};
 use crate::support::server::Server;
+use crate::tls::certs::{Files, authority};
 
 /// A node's HTTP page, which answers with whatever status is set.
 struct Page {
     address: SocketAddr,
     status: Arc<AtomicU16>,
+    asked: Arc<AtomicU16>,
+}
+
+fn answer(stream: impl Read + Write, status: u16) {
+    let mut stream = BufReader::new(stream);
+    let mut line = String::new();
+    while stream.read_line(&mut line).is_ok_and(|count| count > 2) {
+        line.clear();
+    }
+    let answer = format!("HTTP/1.1 {status} x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    let _ = stream.get_mut().write_all(answer.as_bytes());
 }
 
 impl Page {
     fn start() -> Self {
+        Self::start_with(None)
+    }
+
+    /// With TLS, where there is an acceptor.
+    fn start_with(tls: Option<SslAcceptor>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let status = Arc::new(AtomicU16::new(200));
-        let shown = Arc::clone(&status);
+        let (status, asked) = (Arc::new(AtomicU16::new(200)), Arc::default());
+        let (shown, count) = (Arc::clone(&status), Arc::clone(&asked));
         thread::spawn(move || {
             for stream in listener.incoming() {
-                let mut stream = stream.unwrap();
-                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
-                while lines.next().is_some_and(|line| !line.unwrap().is_empty()) {}
+                let stream = stream.unwrap();
                 let status = shown.load(Ordering::Relaxed);
-                let answer = format!(
-                    "HTTP/1.1 {status} x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-                );
-                let _ = stream.write_all(answer.as_bytes());
+                match &tls {
+                    None => answer(stream, status),
+                    // One that does not trust it leaves.
+                    Some(tls) => drop(tls.accept(stream).map(|stream| answer(stream, status))),
+                }
+                AtomicU16::fetch_add(&count, 1, Ordering::Relaxed);
             }
         });
-        Self { address, status }
+        Self {
+            address,
+            status,
+            asked,
+        }
+    }
+
+    /// Waits until it has been asked, or somebody has tried, so many times more.
+    fn wait_asked(&self, times: u16) {
+        let before = self.asked.load(Ordering::Relaxed);
+        let asked = || self.asked.load(Ordering::Relaxed) - before;
+        poll_kernel(|| asked() >= times, || format!("asked {} times", asked()));
     }
 
     fn setting(&self) -> String {
@@ -237,4 +268,68 @@ fn a_backend_that_has_no_session_is_drained_at_once() {
     assert_eq!(line.get("backend"), "pod-0");
     // Its thread is not needed any more.
     proxy.wait_threads(|names| names.iter().all(|name| name != "drain"));
+}
+
+/// Over TLS the page counts as `[server_tls]` has it.
+#[test]
+fn a_page_over_tls_is_believed_as_its_server_would_be() {
+    let files = Files::new();
+    let (root, other) = (authority("the root"), authority("another"));
+    let own = root.issue("localhost");
+    let mut acceptor = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server()).unwrap();
+    acceptor.set_private_key(&own.key).unwrap();
+    acceptor.set_certificate(&own.cert).unwrap();
+    let page = Page::start_with(Some(acceptor.build()));
+    page.says(503);
+    let server = Server::echoing();
+    let proxy = |mode: &str, ca_file: Option<&std::path::Path>| {
+        let ca_file = ca_file.map(|file| format!("\nca_file = \"{}\"", file.display()));
+        let section = format!(
+            "[server_tls]\nsslmode = \"{mode}\"{}",
+            ca_file.unwrap_or_default()
+        );
+        let port = page.address.port();
+        Setup::new(&[server.address()])
+            .top("health_interval = \"20ms\"")
+            .section(&section)
+            .first_backend(&format!("health_url = \"https://localhost:{port}/ready\""))
+            .start()
+    };
+    let (trusted, foreign) = (
+        files.cert("root.crt", &root),
+        files.cert("other.crt", &other),
+    );
+    for (mode, ca_file) in [("prefer", None), ("verify-full", Some(trusted.as_path()))] {
+        proxy(mode, ca_file).wait_log(0, |line| line.is("backend is about to go"));
+    }
+    let proxy = proxy("verify-full", Some(&foreign));
+    page.wait_asked(5);
+    let lines = proxy.log().since(0);
+    assert!(!lines.iter().any(|line| line.is("backend is about to go")));
+}
+
+/// Nobody looks any more, so nobody would take it back.
+#[test]
+fn what_a_node_has_said_ends_with_the_looks() {
+    let pods = Pods::start(2);
+    let page = Page::start();
+    let setup = Setup::new(&pods.addresses())
+        .top(CONTROL)
+        .first_backend(&page.setting());
+    let proxy = setup.clone().top("health_interval = \"20ms\"").start();
+    page.says(503);
+    proxy.wait_log(0, |line| line.is("backend is about to go"));
+    let (code, said) = proxy.ask(&["ready", "pod-0"]);
+    assert_eq!(
+        (code, said.as_str()),
+        (
+            1,
+            "backend pod-0 says itself that it is about to go, and is taken when it does not\n"
+        )
+    );
+    proxy.reconfigure(&setup.text());
+    poll_kernel(
+        || backend_of(&proxy, 0)["state"] == "active",
+        || "it stays one to leave".to_owned(),
+    );
 }

@@ -193,7 +193,7 @@ impl<'a> Section<'a> {
     pub(super) fn url(&self, key: &str) -> Result<Option<String>, ConfigError> {
         let expected = "an address like \"http://host:8080/health?ready=1\"";
         self.value(key, expected, |value| {
-            let url: http::Uri = value.get_ref().as_str()?.parse().ok()?;
+            let url: ureq::http::Uri = value.get_ref().as_str()?.parse().ok()?;
             let good = matches!(url.scheme_str(), Some("http" | "https")) && url.host().is_some();
             good.then(|| url.to_string())
         })

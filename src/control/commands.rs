@@ -393,6 +393,15 @@ fn ready(state: &ProxyState, name: &str) -> Done {
         return no_backend(name);
     }
     log::info!(backend = name, state = "active"; "backend state set by command");
+    let balancer = state.connector.balancer();
+    if balancer
+        .find(name)
+        .is_some_and(|backend| balancer.must_drain(backend.id))
+    {
+        return not_done(format!(
+            "backend {name} says itself that it is about to go, and is taken when it does not"
+        ));
+    }
     let json = json!({ "backend": name, "state": "active" });
     done(0, format!("backend {name} is active\n"), json)
 }

@@ -3,13 +3,19 @@
 //! CockroachDB answers 503 at `/health?ready=1` from the beginning of its drain, while it
 //! still serves SQL for `server.shutdown.initial_wait`.
 
+use std::fmt;
 use std::fs;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use ureq::Agent;
-use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
+use ureq::http::Uri;
+use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, TlsProvider};
+use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver as UreqResolver};
+use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 
-use crate::config::{Config, ServerTls, SslMode};
+use crate::config::{Address, Config, ServerTls, SslMode};
+use crate::resolver::Resolver;
 
 /// What a page has said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,18 +34,24 @@ pub(super) struct Pages {
 }
 
 impl Pages {
-    pub(super) fn new(config: &Config) -> Self {
-        let agent = Agent::config_builder()
-            .timeout_global(Some(config.connect_timeout.max(Duration::from_millis(1))))
+    pub(super) fn new(config: &Config, resolver: &Arc<Resolver>) -> Self {
+        let settings = Agent::config_builder()
+            .timeout_global(Some(config.connect_timeout))
             .http_status_as_error(false)
             .max_redirects(0)
             // An address of the file, which no variable of the environment changes.
             .proxy(None)
             .user_agent("sqlproxy")
             .tls_config(tls(&config.server_tls))
+            // Each look is one of its own, as the backend's is.
+            .max_idle_connections(0)
             .build();
+        let names = Names {
+            resolver: Arc::clone(resolver),
+            timeout: config.connect_timeout,
+        };
         Self {
-            agent: agent.into(),
+            agent: Agent::with_parts(settings, DefaultConnector::default(), names),
         }
     }
 
@@ -61,18 +73,62 @@ impl Pages {
     }
 }
 
-/// As towards the server itself: its certificate counts where `sslmode` says so.
+/// Looks names up by the proxy's own threads: ureq would start one for each question, and
+/// panic where it cannot.
+struct Names {
+    resolver: Arc<Resolver>,
+    timeout: Duration,
+}
+
+impl fmt::Debug for Names {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Names")
+    }
+}
+
+impl UreqResolver for Names {
+    fn resolve(
+        &self,
+        uri: &Uri,
+        _: &ureq::config::Config,
+        _: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let host = uri.host().unwrap_or_default();
+        let is_https = uri.scheme_str() == Some("https");
+        let address = Address {
+            // An IPv6 address stands in brackets there.
+            host: host.trim_matches(['[', ']']).to_owned(),
+            port: uri.port_u16().unwrap_or(if is_https { 443 } else { 80 }),
+        };
+        let found = self
+            .resolver
+            .resolve(&address, Instant::now() + self.timeout)
+            .map_err(|_| ureq::Error::HostNotFound)?;
+        let mut addresses = self.empty();
+        for address in found.into_iter().take(MAX_ADDRESSES) {
+            addresses.push(address);
+        }
+        match addresses.is_empty() {
+            true => Err(ureq::Error::HostNotFound),
+            false => Ok(addresses),
+        }
+    }
+}
+
+/// As many as [`ResolvedSocketAddrs`] has room for.
+const MAX_ADDRESSES: usize = 16;
+
+/// As towards the server itself: its certificate counts where `sslmode` says so, and then
+/// with the name, for `verify-ca` as well.
 fn tls(settings: &ServerTls) -> TlsConfig {
     let verifies = matches!(settings.sslmode, SslMode::VerifyCa | SslMode::VerifyFull);
     let roots = settings.ca_file.as_ref().and_then(|file| {
         let pem = fs::read(file).ok()?;
-        let certificates: Vec<_> = ureq::tls::parse_pem(&pem)
-            .filter_map(Result::ok)
-            .filter_map(|item| match item {
-                ureq::tls::PemItem::Certificate(certificate) => Some(certificate),
-                _ => None,
-            })
-            .collect::<Vec<Certificate<'static>>>();
+        let certificates = ureq::tls::parse_pem(&pem).filter_map(|item| match item {
+            Ok(PemItem::Certificate(certificate)) => Some(certificate),
+            _ => None,
+        });
+        let certificates: Vec<Certificate<'static>> = certificates.collect();
         Some(RootCerts::from(certificates.into_iter()))
     });
     TlsConfig::builder()
