@@ -28,6 +28,18 @@ const CLIENT_ANSWER_BYTES: usize = 65_535;
 
 const LOGIN: &str = "logging in";
 
+/// Codes of Authentication requests (protocol document, "Message Formats").
+mod request {
+    pub(super) const OK: i32 = 0;
+    pub(super) const CLEARTEXT: i32 = 3;
+    pub(super) const MD5: i32 = 5;
+    pub(super) const GSS: i32 = 7;
+    pub(super) const SSPI: i32 = 9;
+    pub(super) const SASL: i32 = 10;
+    pub(super) const SASL_CONTINUE: i32 = 11;
+    pub(super) const SASL_FINAL: i32 = 12;
+}
+
 /// What a server told at login.
 #[derive(Debug, Default)]
 pub(crate) struct Login {
@@ -167,8 +179,7 @@ pub(crate) fn relay(
 /// The server's list of SASL mechanisms without those that bind the channel;
 /// `None` where the message is another or may stay as it is.
 fn without_channel_binding(frame: &Frame, binding: ChannelBinding) -> Option<Vec<u8>> {
-    /// AuthenticationSASL (protocol document, "Message Formats").
-    const SASL: [u8; 4] = 10i32.to_be_bytes();
+    const SASL: [u8; 4] = request::SASL.to_be_bytes();
     if binding == ChannelBinding::Relayed {
         return None;
     }
@@ -210,15 +221,14 @@ fn step(frame: &Frame, login: &mut Login) -> Result<Step, Error> {
             let Some((code, _)) = frame.body().split_first_chunk::<4>() else {
                 return out_of_place("an Authentication request without a code".into());
             };
-            // Codes from the protocol document, "Message Formats".
             match i32::from_be_bytes(*code) {
-                // Ok, SASLFinal.
-                0 | 12 => Ok(Step::Continue),
-                // CleartextPassword, MD5Password, SASL, SASLContinue.
-                3 | 5 | 10 | 11 => Ok(Step::ClientAnswers),
-                // GSS, GSSContinue, SSPI: bound to the host name that the
-                // client dialed, which is the proxy's.
-                7..=9 => Err(Refusal::GssApi.into()),
+                request::OK | request::SASL_FINAL => Ok(Step::Continue),
+                request::CLEARTEXT | request::MD5 | request::SASL | request::SASL_CONTINUE => {
+                    Ok(Step::ClientAnswers)
+                }
+                // With GSSContinue: bound to the host name that the client dialed, which is
+                // the proxy's.
+                request::GSS..=request::SSPI => Err(Refusal::GssApi.into()),
                 code => out_of_place(format!("unknown Authentication request {code}").into()),
             }
         }

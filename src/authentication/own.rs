@@ -7,7 +7,7 @@ use postgres_protocol::authentication::md5_hash;
 use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
 use zeroize::Zeroizing;
 
-use super::{Budget, LOGIN, LOGIN_BYTES, Login, Step, send, step};
+use super::{Budget, LOGIN, LOGIN_BYTES, Login, Step, request, send, step};
 use crate::error::{Error, Peer};
 use crate::frame::{Frame, FrameReader};
 use crate::message::{BackendTag, ErrorFields, FrontendTag, put_cstr, put_message, split_cstr};
@@ -92,15 +92,7 @@ fn may_send_in_clear(server: &FrameReader) -> bool {
             .is_ok_and(|address| is_loopback(address.ip()))
 }
 
-/// Codes of Authentication requests (protocol document, "Message Formats").
-const OK: i32 = 0;
-const CLEARTEXT: i32 = 3;
-const MD5: i32 = 5;
-const SASL: i32 = 10;
-const SASL_CONTINUE: i32 = 11;
-const SASL_FINAL: i32 = 12;
-
-fn request(frame: &Frame) -> Result<(i32, &[u8]), Error> {
+fn code_of(frame: &Frame) -> Result<(i32, &[u8]), Error> {
     let parts = frame.body().split_first_chunk::<4>();
     parts
         .map(|(code, rest)| (i32::from_be_bytes(*code), rest))
@@ -111,16 +103,16 @@ impl Exchange {
     /// Looks at what a server says of itself: where it has begun a SCRAM exchange it lets
     /// nobody in before it has proved that it knows the password (RFC 5802, section 3).
     fn check(&mut self, frame: &Frame) -> Result<(), Error> {
-        let (code, data) = request(frame)?;
+        let (code, data) = code_of(frame)?;
         match (code, &mut *self) {
-            (SASL_FINAL, Self::Begun(scram)) => {
+            (request::SASL_FINAL, Self::Begun(scram)) => {
                 scram
                     .finish(data)
                     .map_err(|_| refused("it does not know the password"))?;
                 *self = Self::Proved;
                 Ok(())
             }
-            (OK, Self::Begun(_)) | (SASL_FINAL, _) => {
+            (request::OK, Self::Begun(_)) | (request::SASL_FINAL, _) => {
                 Err(refused("it ends a SCRAM exchange before its end"))
             }
             _ => Ok(()),
@@ -135,18 +127,18 @@ impl Exchange {
         password: &str,
         may_send_in_clear: bool,
     ) -> Result<Zeroizing<Vec<u8>>, Error> {
-        let (code, data) = request(frame)?;
+        let (code, data) = code_of(frame)?;
         let mut answer = Vec::new();
         match (code, &mut *self) {
-            (CLEARTEXT, _) if !may_send_in_clear => {
+            (request::CLEARTEXT, _) if !may_send_in_clear => {
                 return Err(refused(
                     "it asks for a password in clear, without TLS and over a network",
                 ));
             }
-            (CLEARTEXT, _) => put_message(&mut answer, FrontendTag::PASSWORD.0, |out| {
+            (request::CLEARTEXT, _) => put_message(&mut answer, FrontendTag::PASSWORD.0, |out| {
                 put_cstr(out, password.as_bytes());
             }),
-            (MD5, _) => {
+            (request::MD5, _) => {
                 let salt = data.first_chunk::<4>();
                 let salt = salt.ok_or_else(|| refused("an MD5 request without a salt"))?;
                 let hash = md5_hash(user, password.as_bytes(), *salt);
@@ -154,7 +146,7 @@ impl Exchange {
                     put_cstr(out, hash.as_bytes());
                 });
             }
-            (SASL, Self::None) => {
+            (request::SASL, Self::None) => {
                 if !mechanisms(data).any(|name| name == SCRAM_SHA_256.as_bytes()) {
                     return Err(refused("it offers no SCRAM-SHA-256"));
                 }
@@ -169,7 +161,7 @@ impl Exchange {
                 });
                 *self = Self::Begun(Box::new(scram));
             }
-            (SASL_CONTINUE, Self::Begun(scram)) => {
+            (request::SASL_CONTINUE, Self::Begun(scram)) => {
                 scram
                     .update(data)
                     .map_err(|_| refused("a malformed SCRAM message"))?;
