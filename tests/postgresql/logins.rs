@@ -7,8 +7,10 @@ use std::path::Path;
 use postgres::{Client, Config, NoTls};
 use rustix::process::Signal;
 
+use crate::support::message::authentication;
 use crate::support::postgres::Cluster;
 use crate::support::proxy::{Outcome, Proxy, Setup};
+use crate::support::server::{Server, ServerEnd};
 use crate::tls::certs::{Files, authority};
 
 const PASSWORD: &str = "sec:ret\\word";
@@ -145,6 +147,47 @@ fn a_login_that_is_refused_holds_nobody() {
     let round = proxy.migrate();
     assert_eq!(round.only().outcome, Outcome::Recoverable);
     client.query_one("SELECT 1", &[]).unwrap();
+}
+
+/// What a server does behind the first message of a SCRAM exchange.
+type Lie = fn(&mut ServerEnd);
+
+/// Whoever asks for SCRAM and lets everybody in has not proved anything.
+#[test]
+fn a_server_that_does_not_know_the_password_gets_no_session() {
+    let cluster = asking();
+    let liars: [(&str, Lie); 2] = [
+        ("it ends a SCRAM exchange before its end", |_| {}),
+        ("a malformed SCRAM message", |end| {
+            end.wire
+                .send(&authentication(11, b"r=not-the-client's,s=c2FsdA==,i=4096"));
+            let _ = end.next();
+        }),
+    ];
+    for (reason, lie) in liars {
+        let liar = Server::start(move |mut end| {
+            end.wire.send(&authentication(10, b"SCRAM-SHA-256\0\0"));
+            let _ = end.next();
+            lie(&mut end);
+            end.welcome();
+        });
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("passwords");
+        write_passfile(&file, &passfile_line("scram", PASSWORD));
+        let setup = setup(&cluster, &file);
+        let setup = setup.state(1, "draining");
+        let setup = setup.backend("liar", liar.address(), "draining");
+        let proxy = setup.start();
+        let mut client = connect(&proxy, "scram");
+        let position = proxy.log().position();
+        let text = setup.clone().state(0, "draining").state(2, "active").text();
+        proxy.reconfigure(&text);
+        let round = proxy.wait_round(position);
+        assert_eq!(round.only().outcome, Outcome::Recoverable);
+        let found = round.only().reason();
+        assert!(found.ends_with(reason), "{found}");
+        client.query_one("SELECT 1", &[]).unwrap();
+    }
 }
 
 #[test]
