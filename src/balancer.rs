@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 
 use crate::config::{Address, BackendConfig, BackendState};
 pub(crate) use drains::Draining;
-pub(crate) use news::News;
+pub(crate) use news::{News, Waited};
 pub(crate) use reach::DialNews;
 
 /// A backend that made its last client wait for nothing is tried last by the

@@ -208,13 +208,13 @@ fn refuse(state: &ProxyState, name: &SessionName, client: Option<&Stream>, error
         Some((sqlstate, text)) => {
             state.metrics.client_refused(match error {
                 Error::Refused(refusal) => refusal.label(),
-                Error::NoBackend => "no_backend",
+                Error::NoBackend | Error::NoBackendYet => "no_backend",
                 Error::NoBackendReached(_) => "backend_down",
                 error if error.peer() == Some(Peer::Server) => "backend_lost",
                 _ => "protocol",
             });
             state.metrics.count(match error {
-                Error::NoBackend => Event::Routing,
+                Error::NoBackend | Error::NoBackendYet => Event::Routing,
                 Error::NoBackendReached(_) => Event::BackendDown,
                 error if error.peer() == Some(Peer::Server) => Event::BackendDisconnect,
                 _ => Event::Refused,

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use parking_lot::RwLock;
 
 use crate::authentication::{Login, OwnLogin, log_in};
-use crate::balancer::{Assignment, BackendId, Balancer, NoTarget};
+use crate::balancer::{Assignment, BackendId, Balancer, NoTarget, Waited};
 use crate::config::{Address, Config};
 use crate::dialect::SessionState;
 use crate::error::{Error, Peer, SqlState};
@@ -112,7 +112,7 @@ impl Connector {
     /// and none answers, waits for one.
     ///
     /// # Errors
-    /// [`Error::NoBackend`] or [`Error::NoBackendReached`].
+    /// [`Error::NoBackend`], [`Error::NoBackendReached`] or [`Error::NoBackendYet`].
     pub(crate) fn connect(
         &self,
         startup: &[u8],
@@ -122,10 +122,14 @@ impl Connector {
         loop {
             let seen = self.balancer.news().seen();
             match self.connect_once(startup, read_deadline, deadline) {
-                Err(error) if self.balancer.news().wait(seen, deadline) => {
-                    log::debug!(reason:% = error; "a client waits for a server that is to come back");
-                }
-                result => return result,
+                Ok(connected) => return Ok(connected),
+                Err(error) => match self.balancer.news().wait(seen, deadline) {
+                    Waited::ForNews => {
+                        log::debug!(reason:% = error; "a client waited for a server that is to come back");
+                    }
+                    Waited::ForNobody => return Err(error),
+                    Waited::InVain => return Err(Error::NoBackendYet),
+                },
             }
         }
     }

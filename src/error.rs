@@ -74,6 +74,8 @@ impl SqlState {
     pub const IDLE_IN_TRANSACTION: Self = Self("25P03");
     /// `crash_shutdown`.
     pub const CRASH_SHUTDOWN: Self = Self("57P02");
+    /// `cannot_connect_now`: what a server says of itself while it starts.
+    pub const CANNOT_CONNECT_NOW: Self = Self("57P03");
     /// `admin_shutdown`.
     pub const ADMIN_SHUTDOWN: Self = Self("57P01");
 }
@@ -326,6 +328,10 @@ pub enum Error {
     /// None of the backends let the client in; the last one's failure.
     #[error("no SQL server could be reached: {0}")]
     NoBackendReached(#[source] Box<Self>),
+    /// Sessions are held for a server that is to come back, and this client's time to log
+    /// in was over first.
+    #[error("the SQL server is away for a moment and was not back in time")]
+    NoBackendYet,
     /// The proxy refuses the client.
     #[error("{0}")]
     Refused(#[from] Refusal),
@@ -379,7 +385,9 @@ impl Error {
             | Self::Malformed { peer, .. }
             | Self::Protocol { peer, .. } => Some(*peer),
             Self::ServerRefused { .. } => Some(Peer::Server),
-            Self::NoBackend | Self::NoBackendReached(_) | Self::Refused(_) => None,
+            Self::NoBackend | Self::NoBackendReached(_) | Self::NoBackendYet | Self::Refused(_) => {
+                None
+            }
         }
     }
 
@@ -393,6 +401,7 @@ impl Error {
             Self::NoBackend | Self::NoBackendReached(_) => {
                 Some((SqlState::UNABLE_TO_CONNECT, self.to_string()))
             }
+            Self::NoBackendYet => Some((SqlState::CANNOT_CONNECT_NOW, self.to_string())),
             Self::Timeout {
                 peer: Peer::Client,
                 operation,

@@ -11,6 +11,17 @@ pub(crate) struct News {
     changed: Condvar,
 }
 
+/// How [`News::wait`] ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Waited {
+    /// Another try may find a server.
+    ForNews,
+    /// Nothing is held, no server is to come back.
+    ForNobody,
+    /// The deadline came first.
+    InVain,
+}
+
 #[derive(Debug, Default)]
 struct Holding {
     /// Backends whose sessions are held.
@@ -52,13 +63,19 @@ impl News {
     }
 
     /// For a client that has found no server since `seen`: waits for news while sessions
-    /// are held.  False: there is nothing to wait for, or `deadline` has come.
+    /// are held.
     #[must_use]
-    pub(crate) fn wait(&self, seen: u64, deadline: Instant) -> bool {
+    pub(crate) fn wait(&self, seen: u64, deadline: Instant) -> Waited {
         let mut holding = self.holding.lock();
         let nothing_new = |holding: &mut Holding| holding.told == seen && holding.backends > 0;
         self.changed
             .wait_while_until(&mut holding, nothing_new, deadline);
-        holding.told != seen && Instant::now() < deadline
+        if Instant::now() >= deadline && holding.backends > 0 {
+            Waited::InVain
+        } else if holding.told != seen {
+            Waited::ForNews
+        } else {
+            Waited::ForNobody
+        }
     }
 }

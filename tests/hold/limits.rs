@@ -2,10 +2,11 @@
 
 use rustix::process::Signal;
 
-use crate::support::message::{query, terminate};
+use crate::support::message::{VERSION_3_0, query, startup, terminate};
 use crate::support::metrics::{ADMIN, Scrape};
-use crate::support::postgres::Cluster;
+use crate::support::postgres::{Cluster, USER};
 use crate::support::proxy::Outcome;
+use crate::support::wire::Wire;
 
 use super::{fates, hold_all, login, setup, wait_finished};
 
@@ -114,6 +115,26 @@ fn a_server_that_stays_away_ends_its_sessions() {
     assert_eq!(fates(&wait_finished(&proxy, position)), [0, 0, 1]);
     let round = proxy.wait_round(position);
     assert_eq!(round.only().outcome, Outcome::Fatal);
+}
+
+#[test]
+fn a_new_client_that_waited_in_vain_hears_for_what() {
+    let mut cluster = Cluster::start(&[], |_| {});
+    let setup = setup(&cluster, "60s").top("handshake_timeout = \"1s\"");
+    let proxy = setup.start();
+    let mut held = login(&proxy);
+    hold_all(&proxy, 1);
+    cluster.stop();
+    let mut late = Wire::connect(proxy.address());
+    late.send(&startup(VERSION_3_0, &[("user", USER)]));
+    let fatal = late.expect_error("FATAL", "57P03");
+    assert_eq!(
+        fatal.field('M'),
+        "the SQL server is away for a moment and was not back in time"
+    );
+    late.expect_gone();
+    cluster.start_again();
+    assert_eq!(held.value("SELECT 1"), "1");
 }
 
 #[test]
