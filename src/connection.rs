@@ -114,14 +114,16 @@ pub(crate) fn serve(
     };
     match admit(socket, rules) {
         Ok(Admission::Probe(stream)) if place.handshake().is_evicted() => {
-            // It has said nothing because it had no time to.
-            let error = Refusal::TooManyLogins.into();
-            refuse(
-                state,
-                &unnamed(conn, client_address),
-                stream.as_deref(),
-                &error,
-            );
+            // It has said nothing because it had no time to.  A flood of them is worth no
+            // line each.
+            let refusal = Refusal::TooManyLogins;
+            let reason = refusal.to_string();
+            state.metrics.client_refused(refusal.label());
+            state.metrics.count(Event::Refused);
+            log::debug!(conn, client:% = client_address, reason; "connection refused");
+            if let Some(client) = stream {
+                send_final(&client, &fatal_error(refusal.sqlstate(), &reason));
+            }
         }
         Ok(Admission::Probe(_)) => {
             log::debug!(conn, client:% = client_address; "connection closed before a startup packet");
