@@ -9,6 +9,7 @@
 mod address;
 mod backends;
 mod limits;
+mod log;
 mod login;
 mod migration;
 mod reader;
@@ -21,6 +22,8 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use self::log::read_log;
+pub(crate) use self::log::{Log, LogFormat};
 use crate::dialect::CustomNames;
 pub(crate) use crate::dialect::{Dialect, LoginMethod};
 pub(crate) use crate::tls::{ClientTls, ClientTlsMode, ServerTls, SslMode};
@@ -99,6 +102,8 @@ pub struct Config {
     pub server_tls: ServerTls,
     /// `[limits]`; absent: none.
     pub limits: Limits,
+    /// `[log]`; absent: its defaults.
+    pub log: Log,
     /// `[migration]`; absent: its defaults.
     pub migration: Migration,
     /// `[[backend]]`, in the order of the file: at least one, names unique.
@@ -150,6 +155,7 @@ impl Config {
                 "server_tls",
                 "migration",
                 "limits",
+                "log",
                 "login",
                 "backend",
             ],
@@ -202,6 +208,7 @@ impl Config {
             client_tls: read_client_tls(&root)?,
             server_tls,
             limits: read_limits(&root)?,
+            log: read_log(&root)?,
             migration: read_migration(&root, dialect)?,
             login,
             passfile,

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use crate::config::Config;
 use crate::control::protocol::{Command, Done, Reply};
-use crate::control::table::is_active;
+use crate::logging::is_active;
 
 /// How an answer is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

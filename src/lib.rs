@@ -71,7 +71,8 @@
 //! | `Resolver::lookups` | names being looked up, threads that do it | – |
 //! | `Lookup::answer` | one name's addresses | – |
 //! | `Metrics::transfers` | what a finished transfer changes together | – |
-//! | `LogWriter::queue` | lines on their way to stderr | – |
+//! | `LogWriter::queue` | lines on their way to stderr, and what repeats | – |
+//! | `Logger::settings` | how they are written: copied out, never held | – |
 //! | `AdminState::clients` | the admin's connections | – |
 //! | `Duplex::turn` | whose write it is, of one TLS connection | `Duplex::core` |
 //! | `Duplex::core` | its TLS library, never while anything waits | – |

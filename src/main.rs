@@ -33,7 +33,7 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<(), String> {
     let config = Config::load(&arguments.config).map_err(|error| error.to_string())?;
     check_limits(&config).map_err(|error| error.to_string())?;
-    init_log().map_err(|error| format!("cannot start a thread: {error}"))?;
+    init_log(config.log).map_err(|error| format!("cannot start a thread: {error}"))?;
     let tls = TlsContexts::load(config.client_tls.as_ref(), &config.server_tls)
         .map_err(|error| error.to_string())?;
     if let Some(file) = &config.passfile {

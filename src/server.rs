@@ -26,6 +26,7 @@ use crate::handshakes::Handshakes;
 use crate::health::{self, Health};
 use crate::hold::Holds;
 use crate::limits;
+use crate::logging;
 use crate::metrics::Metrics;
 use crate::passfile::Passfile;
 use crate::registry::Registry;
@@ -316,6 +317,7 @@ impl Server {
         self.state.session_limit.set(config.max_connections);
         self.handshakes.set_max_connections(config.max_connections);
         self.state.custom_names.learn(&config.custom_settings);
+        logging::configure(config.log);
         self.health.probe(&config);
         self.state.rounds.workers().set_rate(config.migration.rate);
         self.state.metrics.config_read(true, &certificates(&config));

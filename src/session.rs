@@ -26,7 +26,7 @@ use crate::error::Refusal;
 use crate::exchange::Exchange;
 use crate::forwarder::{Closing, Direction, Forwarder, Interrupt};
 use crate::hold::Holds;
-use crate::logging::{Milliseconds, event};
+use crate::logging::{Milliseconds, connection_event};
 use crate::message::fatal_error;
 use crate::metrics::Metrics;
 use crate::processor::{self, Context, ProcessorExit, StreamPosition};
@@ -151,7 +151,7 @@ impl Session {
     fn log_opened(&self) {
         let server = self.forwarder.server();
         let backend = ("backend", (&**server.assignment.name()).into());
-        event("session opened", &self.name.pairs([backend]));
+        connection_event("session opened", &self.name.pairs([backend]));
     }
 
     // ---- forwarding --------------------------------------------------------
@@ -301,7 +301,7 @@ impl Session {
         }
         let server = self.forwarder.server();
         let lasted = Milliseconds(lasted);
-        event(
+        connection_event(
             "session closed",
             &self.name.pairs([
                 ("backend", (&**server.assignment.name()).into()),

@@ -199,6 +199,10 @@ impl<'a> Section<'a> {
         })
     }
 
+    pub(super) fn boolean(&self, key: &str) -> Result<Option<bool>, ConfigError> {
+        self.value(key, "true or false", |value| value.get_ref().as_bool())
+    }
+
     /// In bytes.
     pub(super) fn size(&self, key: &str) -> Result<Option<usize>, ConfigError> {
         self.value(key, "a size from 1KiB to 512MiB like \"16MiB\"", |value| {

@@ -49,6 +49,11 @@ fn one_backend_is_enough_and_the_rest_has_defaults() {
                 key_file: None,
             },
             limits: Limits::default(),
+            log: Log {
+                format: LogFormat::Text,
+                level: ::log::LevelFilter::Info,
+                connections: true,
+            },
             migration: Migration {
                 timeout: Duration::from_secs(15),
                 wait: Duration::from_secs(60),
@@ -100,6 +105,10 @@ per_user = 20
 per_database = 30
 allow = ["10.0.0.0/8", "::1"]
 deny = ["10.9.0.0/16"]
+[log]
+format = "json"
+level = "debug"
+connections = false
 [migration]
 timeout = "1m 30s"
 wait = "0s"
@@ -154,6 +163,11 @@ address = "[fe80::1%eth0]:65535"
             per_database: Some(30),
             allow: vec!["10.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()],
             deny: vec!["10.9.0.0/16".parse().unwrap()],
+        },
+        log: Log {
+            format: LogFormat::Json,
+            level: ::log::LevelFilter::Debug,
+            connections: false,
         },
         migration: Migration {
             timeout: Duration::from_secs(90),
@@ -371,7 +385,7 @@ fn a_bad_key_is_named_with_its_line() {
         ),
         (
             "\nport = 1",
-            "2: unknown key \"port\"; expected one of \"listen\", \"admin_listen\", \"control_socket\", \"max_connections\", \"handshake_timeout\", \"connect_timeout\", \"shutdown_grace\", \"tcp_user_timeout\", \"health_interval\", \"health_fall\", \"idle_timeout\", \"dialect\", \"custom_settings\", \"client_tls\", \"server_tls\", \"migration\", \"limits\", \"login\", \"backend\"",
+            "2: unknown key \"port\"; expected one of \"listen\", \"admin_listen\", \"control_socket\", \"max_connections\", \"handshake_timeout\", \"connect_timeout\", \"shutdown_grace\", \"tcp_user_timeout\", \"health_interval\", \"health_fall\", \"idle_timeout\", \"dialect\", \"custom_settings\", \"client_tls\", \"server_tls\", \"migration\", \"limits\", \"log\", \"login\", \"backend\"",
         ),
         (
             "migration = 3",

@@ -1,5 +1,7 @@
 //! Plain tables for a terminal of 100 columns.
 
+use crate::logging::is_active;
+
 /// Wider cells are cut, so that a name of a client's choice moves no column.
 const MAX_CELL_CHARS: usize = 28;
 
@@ -54,16 +56,6 @@ pub(super) fn printable(text: &str, most: usize) -> String {
         }
         None => shown,
     }
-}
-
-/// What a terminal acts on instead of showing it.
-pub(crate) const fn is_active(c: char) -> bool {
-    c.is_ascii_control() || matches!(c, '\u{80}'..='\u{9f}') || is_invisible(c)
-}
-
-/// What reorders or hides the text around it (Unicode, "Bidirectional Algorithm").
-const fn is_invisible(c: char) -> bool {
-    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
 #[cfg(test)]

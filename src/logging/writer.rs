@@ -3,7 +3,7 @@
 //! Whoever logs puts a line into a bounded queue and goes on; one thread writes.
 //! So a stderr that nobody reads stops neither a session nor the end of the process:
 //! what does not fit is dropped and counted, and the count is written when there is
-//! room again.
+//! room again.  What is repeated is counted by the same thread's clock.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Write};
@@ -11,8 +11,11 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
+use log::Level;
 use parking_lot::{Condvar, Mutex};
 use rustix::event::{PollFd, PollFlags, poll};
+
+use super::repeats::{Counted, Repeats};
 
 /// Lines that wait, together: some ten seconds of a busy proxy.
 const QUEUE_BYTES: usize = 4 * 1024 * 1024;
@@ -25,6 +28,18 @@ struct Queue {
     dropped: u64,
     /// The thread holds a line that it has not written yet.
     writing: bool,
+    repeats: Repeats,
+    /// The process is about to end.
+    ending: bool,
+}
+
+/// Lines that were not written, and deserve one.
+#[derive(Debug)]
+pub(super) enum Unwritten {
+    /// They found no room.
+    Dropped(u64),
+    /// They repeat another.
+    Counted(Counted),
 }
 
 /// The queue; see the module.
@@ -35,13 +50,13 @@ pub(super) struct LogWriter {
 }
 
 impl LogWriter {
-    /// Starts the thread that writes each line by `write`.  `tell_dropped` makes the
-    /// line that says how many were dropped.
+    /// Starts the thread that writes each line by `write`.  `tell` makes the line that
+    /// says how many were not written.
     ///
     /// # Errors
     /// There is no thread to be had.
     pub(super) fn start(
-        tell_dropped: fn(u64) -> String,
+        tell: fn(&Unwritten) -> String,
         write: impl Fn(&[u8]) + Send + 'static,
     ) -> io::Result<Arc<Self>> {
         let writer = Arc::new(Self::default());
@@ -50,7 +65,7 @@ impl LogWriter {
             .name("log".to_owned())
             .spawn(move || {
                 loop {
-                    write(&own.next(tell_dropped));
+                    write(&own.next(tell));
                 }
             })?;
         Ok(writer)
@@ -68,15 +83,31 @@ impl LogWriter {
         self.changed.notify_all();
     }
 
+    /// Whether an event of this kind is to be written; else it is counted, and its line
+    /// comes later.
+    pub(super) fn admit(&self, kind: (&'static str, String), level: Level) -> bool {
+        let mut queue = self.queue.lock();
+        let awaited = queue.repeats.next_due();
+        let admitted = queue.repeats.admit(kind, level, Instant::now());
+        if awaited != queue.repeats.next_due() {
+            self.changed.notify_all();
+        }
+        admitted
+    }
+
     /// Waits until every line is written, or until `deadline`.
     pub(super) fn flush(&self, deadline: Instant) {
         let mut queue = self.queue.lock();
-        let pending = |queue: &mut Queue| !queue.lines.is_empty() || queue.writing;
+        queue.ending = true;
+        self.changed.notify_all();
+        let pending = |queue: &mut Queue| {
+            !queue.lines.is_empty() || queue.writing || queue.repeats.next_due().is_some()
+        };
         self.changed.wait_while_until(&mut queue, pending, deadline);
     }
 
     /// The next line; the last one counts as written.
-    fn next(&self, tell_dropped: fn(u64) -> String) -> Box<[u8]> {
+    fn next(&self, tell: fn(&Unwritten) -> String) -> Box<[u8]> {
         let mut queue = self.queue.lock();
         queue.writing = false;
         loop {
@@ -85,9 +116,18 @@ impl LogWriter {
                 true => std::mem::take(&mut queue.dropped),
                 false => 0,
             };
-            if dropped > 0 {
+            let ending = queue.ending;
+            let unwritten = match dropped {
+                0 => {
+                    let counted = queue.repeats.take_counted(Instant::now(), ending);
+                    counted.map(Unwritten::Counted)
+                }
+                count => Some(Unwritten::Dropped(count)),
+            };
+            if let Some(unwritten) = unwritten {
                 queue.writing = true;
-                return tell_dropped(dropped).into_bytes().into();
+                drop(queue);
+                return tell(&unwritten).into_bytes().into();
             }
             if let Some(line) = queue.lines.pop_front() {
                 queue.bytes -= line.len();
@@ -95,7 +135,12 @@ impl LogWriter {
                 return line;
             }
             self.changed.notify_all();
-            self.changed.wait(&mut queue);
+            match queue.repeats.next_due() {
+                Some(due) => {
+                    self.changed.wait_until(&mut queue, due);
+                }
+                None => self.changed.wait(&mut queue),
+            }
         }
     }
 }
@@ -154,7 +199,10 @@ mod tests {
         let (sender, written) = crossbeam_channel::unbounded();
         let (go_on, gate) = crossbeam_channel::bounded::<()>(0);
         let writer = LogWriter::start(
-            |count| format!("dropped {count}"),
+            |unwritten| match unwritten {
+                Unwritten::Dropped(count) => format!("dropped {count}"),
+                Unwritten::Counted(counted) => format!("repeated {}", counted.count),
+            },
             move |line| {
                 // Blocked until the test lets it go on for good.
                 let _ = gate.recv();
@@ -180,8 +228,11 @@ mod tests {
         }
         let x = "xxxxxxxxx";
         assert_eq!(lines, ["first", x, x, x, "dropped 3", x]);
+        while writer.admit(("command refused", String::new()), Level::Info) {}
         writer.push(b"last");
         writer.flush(Instant::now() + PATIENCE);
-        assert_eq!(written.try_recv().unwrap(), "last");
+        let ends: Vec<String> = written.try_iter().collect();
+        assert!(ends.contains(&"last".to_owned()), "{ends:?}");
+        assert!(ends.contains(&"repeated 1".to_owned()), "{ends:?}");
     }
 }
