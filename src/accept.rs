@@ -1,14 +1,15 @@
 //! Listening and accepting: from the kernel's queue to a thread for each connection.
 
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread;
-use std::time::Duration;
+use std::thread::{self, JoinHandle};
 
 use socket2::{Domain, Type};
 
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::net::{RecvFlags, recv};
 
 use crate::config::Address;
@@ -27,19 +28,23 @@ use crate::wake;
 const BACKLOG: i32 = 4096;
 
 /// After an accept that failed for want of descriptors or memory.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_PAUSE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 100_000_000,
+};
 
-/// Listens on the first address of the name that can be had.
+/// Listens on the first address of the name that can be had; with `reuse_port`, beside
+/// another process of the same user (socket(7), SO_REUSEPORT).
 ///
 /// # Errors
 /// The last one's failure.
-pub(crate) fn listen(address: &Address) -> io::Result<TcpListener> {
+pub(crate) fn listen(address: &Address, reuse_port: bool) -> io::Result<TcpListener> {
     let found: Vec<_> = (address.host.as_str(), address.port)
         .to_socket_addrs()?
         .collect();
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for address in found {
-        match bind_one(address) {
+        match bind_one(address, reuse_port) {
             Ok(listener) => return Ok(listener),
             Err(error) => last = error,
         }
@@ -47,19 +52,73 @@ pub(crate) fn listen(address: &Address) -> io::Result<TcpListener> {
     Err(last)
 }
 
-fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
+fn bind_one(address: SocketAddr, reuse_port: bool) -> io::Result<TcpListener> {
     let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     // As std does: a port whose last connections still linger can be had again.
     socket.set_reuse_address(true)?;
+    socket.set_reuse_port(reuse_port)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }
 
+/// The listeners' threads.  Closed, or dropped, they take whom the kernel has already let
+/// in, and end; only then no client finds a socket that nobody listens to.
+#[derive(Debug)]
+pub(crate) struct Acceptors {
+    /// Readable once they are to end; never read.
+    close: Arc<OwnedFd>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Acceptors {
+    /// None yet.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self {
+            close: Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?),
+            threads: Vec::new(),
+        })
+    }
+
+    /// Starts one.
+    ///
+    /// # Errors
+    /// No thread can be had, or the listener refuses to be made non-blocking.
+    pub(crate) fn start(&mut self, acceptor: Acceptor) -> io::Result<()> {
+        // A client that left between poll and accept must not block the thread.
+        acceptor.listener.set_nonblocking(true)?;
+        let close = Arc::clone(&self.close);
+        let thread = thread::Builder::new()
+            .name("accept".to_owned())
+            .spawn(move || acceptor.run(&close))?;
+        self.threads.push(thread);
+        Ok(())
+    }
+
+    /// Ends them, and waits for it: they never wait themselves.
+    pub(crate) fn close(&mut self) {
+        // Fails only where the counter is full, and then they are awake anyway.
+        let _ = rustix::io::write(&self.close, &1_u64.to_ne_bytes());
+        for thread in self.threads.drain(..) {
+            // Its panic was already reported by the panic hook.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Acceptors {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
 /// Takes clients from one listener and gives each a thread.
 pub(crate) struct Acceptor {
     pub state: Arc<ProxyState>,
-    pub listener: Arc<TcpListener>,
+    pub listener: TcpListener,
     /// Where new connections stand.
     pub handshakes: Arc<Handshakes>,
     /// The last connection's number.
@@ -67,21 +126,33 @@ pub(crate) struct Acceptor {
 }
 
 impl Acceptor {
-    /// Until the proxy stops.
-    pub(crate) fn run(self) {
+    /// Until `close` is readable, and then as many as the kernel's queue holds.
+    fn run(self, close: &OwnedFd) {
         // The sessions' threads are started from here, and inherit it.
         wake::schedule_as_batch();
-        loop {
-            match self.listener.accept() {
-                Ok((stream, client)) => self.serve(stream, client),
-                Err(_) if self.state.stopping.load(Ordering::SeqCst) => return,
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-                Err(error) => {
-                    log::warn!(reason:% = error; "cannot accept a connection");
-                    thread::sleep(ACCEPT_PAUSE);
-                }
-            }
+        while !wait(&self.listener, close, None) {
+            self.accept_one(close);
         }
+        let mut left = BACKLOG;
+        while left > 0 && self.accept_one(close) {
+            left -= 1;
+        }
+    }
+
+    /// Whether there was one, or may be another.
+    fn accept_one(&self, close: &OwnedFd) -> bool {
+        match self.listener.accept() {
+            Ok((stream, client)) => self.serve(stream, client),
+            Err(error) => match error.kind() {
+                ErrorKind::WouldBlock => return false,
+                ErrorKind::ConnectionAborted | ErrorKind::Interrupted => {}
+                _ => {
+                    log::warn!(reason:% = error; "cannot accept a connection");
+                    return !wait(&self.listener, close, Some(&ACCEPT_PAUSE));
+                }
+            },
+        }
+        true
     }
 
     fn serve(&self, stream: TcpStream, client: SocketAddr) {
@@ -113,6 +184,19 @@ impl Acceptor {
             log::warn!(conn, client:%, reason:% = error; "connection closed: no thread for it");
         }
     }
+}
+
+/// Until there is a client, or `close` is readable, which it tells; with `pause`, not for
+/// clients, and no longer than that.
+fn wait(listener: &TcpListener, close: &OwnedFd, pause: Option<&Timespec>) -> bool {
+    let mut events = vec![PollFd::new(close, PollFlags::IN)];
+    if pause.is_none() {
+        events.push(PollFd::new(listener, PollFlags::IN));
+    }
+    // Interrupted: the caller looks again.
+    let _ = poll(&mut events, pause);
+    let close = events.first();
+    close.is_some_and(|close| !close.revents().is_empty())
 }
 
 /// Whether a CancelRequest in clear has come with the connection: it does, where a

@@ -8,11 +8,13 @@
 
 mod address;
 mod backends;
+mod changes;
 mod limits;
 mod log;
 mod login;
 mod migration;
 mod reader;
+mod shutdown;
 #[cfg(test)]
 mod tests;
 
@@ -36,6 +38,8 @@ use login::read_login;
 use migration::read_migration;
 pub(crate) use migration::{Capture, Migration};
 use reader::{Reader, Section};
+use shutdown::read_shutdown;
+pub(crate) use shutdown::{OnShutdown, Shutdown};
 
 /// Where the proxy listens when the file does not say: CockroachDB's SQL port.
 const DEFAULT_LISTEN: (&str, u16) = ("127.0.0.1", 26257);
@@ -47,7 +51,6 @@ const DEFAULT_MAX_CONNECTIONS: usize = 5000;
 const MAX_CONNECTIONS: u64 = 1_000_000;
 const DEFAULT_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const DEFAULT_SHUTDOWN_GRACE: Duration = Duration::from_secs(30);
 /// As long as keepalive takes to notice a silent peer.
 const DEFAULT_TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
 /// What a prober of `/readyz` or a rolling restart notices in time.
@@ -72,8 +75,11 @@ pub struct Config {
     pub handshake_timeout: Duration,
     /// `connect_timeout`: one dial of a backend with TLS and startup, 1 ms to 24 h.
     pub connect_timeout: Duration,
-    /// `shutdown_grace`: how long sessions may take to end after SIGTERM, 0 to 24 h.
-    pub shutdown_grace: Duration,
+    /// What SIGTERM does.
+    pub shutdown: Shutdown,
+    /// `reuse_port`: another process of the same user may listen on the same addresses,
+    /// and takes over the control socket.
+    pub reuse_port: bool,
     /// `tcp_user_timeout`: how long data sent to either peer may stay unacknowledged,
     /// or refused by its full window, until the connection counts as lost, 0 to
     /// 24 h; zero: as long as the kernel tries, some 15 minutes (tcp(7)).
@@ -145,6 +151,9 @@ impl Config {
                 "handshake_timeout",
                 "connect_timeout",
                 "shutdown_grace",
+                "drain_delay",
+                "on_shutdown",
+                "reuse_port",
                 "tcp_user_timeout",
                 "health_interval",
                 "health_fall",
@@ -157,6 +166,7 @@ impl Config {
                 "limits",
                 "log",
                 "login",
+                "shutdown",
                 "backend",
             ],
         )?;
@@ -184,9 +194,8 @@ impl Config {
             connect_timeout: root
                 .timeout("connect_timeout")?
                 .unwrap_or(DEFAULT_CONNECT_TIMEOUT),
-            shutdown_grace: root
-                .duration("shutdown_grace")?
-                .unwrap_or(DEFAULT_SHUTDOWN_GRACE),
+            shutdown: read_shutdown(&root)?,
+            reuse_port: root.boolean("reuse_port")?.unwrap_or(false),
             tcp_user_timeout: root
                 .duration("tcp_user_timeout")?
                 .unwrap_or(DEFAULT_TCP_USER_TIMEOUT),

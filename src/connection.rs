@@ -3,7 +3,7 @@
 
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
@@ -29,6 +29,7 @@ use crate::session::{Session, send_final};
 use crate::session_name::SessionName;
 use crate::shares::{Share, Shares};
 use crate::socket::{ReadDeadline, Socket};
+use crate::stage::{Stage, Stages};
 use crate::startup::StartupPacket;
 use crate::stream::Stream;
 use crate::tls::TlsContexts;
@@ -58,8 +59,8 @@ pub(crate) struct ProxyState {
     pub sessions: Registry<Session>,
     /// `max_connections`.
     pub session_limit: Arc<Limit>,
-    /// No new sessions.
-    pub stopping: AtomicBool,
+    /// How far its end has come.
+    pub stages: Stages,
     /// Sessions that were logging in on a backend, or on their way to it, while a
     /// reload made it one to leave: no round of the reload has them.
     pub missed_by_reload: Sender<Arc<Session>>,
@@ -306,7 +307,7 @@ fn open(
         mut client,
         startup,
     } = admitted;
-    if state.stopping.load(Ordering::SeqCst) {
+    if state.stages.has_reached(Stage::Ending) {
         return Err(Refusal::Stopping.into());
     }
     if state.session_limit.is_full() {
@@ -415,7 +416,7 @@ impl Opened {
         let registered = state
             .sessions
             .register(session.name().conn, Arc::clone(&session));
-        if state.stopping.load(Ordering::SeqCst) {
+        if state.stages.has_reached(Stage::Ending) {
             // Registered too late to be asked with the others.
             session.order_end();
         }

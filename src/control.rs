@@ -15,7 +15,7 @@ pub(crate) mod table;
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -66,6 +66,8 @@ pub(crate) enum Order {
 /// A reload that has happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Reloaded {
+    /// What differs now, in the file's words.
+    pub changed: Vec<String>,
     /// What takes effect later, and when.
     pub later: Vec<&'static str>,
 }
@@ -74,24 +76,28 @@ pub(crate) struct Reloaded {
 #[derive(Debug)]
 pub(crate) struct Control {
     path: PathBuf,
+    /// Of the socket's file: another process may have put its own there.
+    file: (u64, u64),
     listener: Arc<UnixListener>,
 }
 
 impl Control {
     /// Listens on `path` with a thread of its own.  A file that a proxy has left
-    /// behind which is no more is taken over.
+    /// behind which is no more is taken over; with `replaces`, that of one which is.
     ///
     /// # Errors
     /// The path is another file's, another proxy listens there, or what the kernel
     /// says.
     pub(crate) fn start(
         path: &Path,
+        replaces: bool,
         state: Arc<ProxyState>,
         orders: Sender<Order>,
     ) -> io::Result<Self> {
-        let listener = Arc::new(listen(path)?);
+        let listener = Arc::new(listen(path, replaces)?);
         let control = Self {
             path: path.to_owned(),
+            file: file_of(path)?,
             listener: Arc::clone(&listener),
         };
         let clients = Limit::new(MAX_CLIENTS);
@@ -110,13 +116,20 @@ impl Control {
 
 impl Drop for Control {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        if file_of(&self.path).is_ok_and(|file| file == self.file) {
+            let _ = fs::remove_file(&self.path);
+        }
         // Wakes the thread that is blocked in accept.
         let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
     }
 }
 
-fn listen(path: &Path) -> io::Result<UnixListener> {
+fn file_of(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = fs::symlink_metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+fn listen(path: &Path, replaces: bool) -> io::Result<UnixListener> {
     match fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => {
             return Err(io::Error::new(
@@ -129,6 +142,7 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
         Ok(_) => match UnixStream::connect(path) {
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path)?,
             Err(error) => return Err(error),
+            Ok(_) if replaces => return take_over(path),
             Ok(_) => {
                 return Err(io::Error::new(
                     ErrorKind::AddrInUse,
@@ -141,6 +155,20 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     }
     let listener = UnixListener::bind(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
+    Ok(listener)
+}
+
+/// In one step: there is no moment without somebody who takes commands.
+fn take_over(path: &Path) -> io::Result<UnixListener> {
+    let mut own = path.as_os_str().to_owned();
+    own.push(format!(".{}", std::process::id()));
+    let own = Path::new(&own);
+    let listener = UnixListener::bind(own)?;
+    fs::set_permissions(own, fs::Permissions::from_mode(0o660))
+        .and_then(|()| fs::rename(own, path))
+        .inspect_err(|_| {
+            let _ = fs::remove_file(own);
+        })?;
     Ok(listener)
 }
 

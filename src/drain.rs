@@ -7,7 +7,6 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,6 +18,7 @@ use crate::connection::{DrainNews, ProxyState};
 use crate::logging::Milliseconds;
 use crate::round::{Aim, Round};
 use crate::session::Session;
+use crate::stage::Stage;
 
 /// Between two looks at the backends.
 const INTERVAL: Duration = Duration::from_millis(100);
@@ -73,7 +73,7 @@ fn run(of: &Weak<ProxyState>, news: &Receiver<DrainNews>) {
         let Some(state) = of.upgrade() else {
             return;
         };
-        if state.stopping.load(Ordering::SeqCst) {
+        if state.stages.has_reached(Stage::Ending) {
             return;
         }
         begun = news.try_iter().last().unwrap_or(begun);

@@ -85,6 +85,8 @@
 mod arguments;
 mod control_client;
 mod server;
+mod service_manager;
+mod ending;
 mod sweep;
 mod control;
 mod drain;
@@ -105,6 +107,7 @@ mod ticket;
 mod rounds;
 mod round;
 mod workers;
+mod rate;
 mod session_name;
 mod server_conn;
 mod forwarder;
@@ -126,6 +129,7 @@ mod shares;
 // Operation
 mod admin;
 mod signals;
+mod stage;
 mod limits;
 mod metrics;
 mod logging;

@@ -35,6 +35,12 @@ impl<T> Registry<T> {
         }
     }
 
+    /// How many are in now.
+    #[must_use]
+    pub(crate) fn len(&self) -> usize {
+        self.entries.lock().len()
+    }
+
     /// All that are in now, the oldest first.
     #[must_use]
     pub(crate) fn snapshot(&self) -> Vec<Arc<T>> {

@@ -1,17 +1,18 @@
-//! The running proxy: listeners, rounds, reload, drain.
+//! The running proxy: listeners, rounds, signals and commands, the end.
+
+mod reload;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use parking_lot::{Mutex, RwLock};
 
-use crate::accept::{Acceptor, listen};
+use crate::accept::{Acceptor, Acceptors, listen};
 use crate::admin::{Admin, Pages, Readiness};
 use crate::balancer::{BackendId, Balancer};
 use crate::cancel::CancelKeys;
@@ -19,27 +20,25 @@ use crate::config::{Address, Config};
 use crate::connection::ProxyState;
 use crate::connection_limit::Limit;
 use crate::connector::Connector;
-use crate::control::{Control, Order, Reloaded};
+use crate::control::{Control, Order};
 use crate::dialect::CustomNames;
 use crate::drain;
+use crate::ending::{self, Course, Ending};
 use crate::handshakes::Handshakes;
 use crate::health::{self, Health};
 use crate::hold::Holds;
-use crate::limits;
-use crate::logging;
 use crate::metrics::Metrics;
 use crate::passfile::Passfile;
 use crate::registry::Registry;
 use crate::round::Aim;
 use crate::rounds::Rounds;
+use crate::service_manager::{ServiceManager, inherited_listeners};
 use crate::session::Session;
 use crate::signals::Signal;
+use crate::stage::{Stage, Stages};
 use crate::status;
 use crate::sweep;
-use crate::tls::{BadFile, TlsContexts, valid_until};
-
-/// How often the end of the sessions is interrupted for a look at the signals.
-const SIGNAL_INTERVAL: Duration = Duration::from_millis(50);
+use crate::tls::{BadFile, TlsContexts};
 
 /// Given to rounds for their outcomes, then to connections without a session, when
 /// everything else has ended.
@@ -48,7 +47,10 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// The proxy, listening.
 pub struct Server {
     state: Arc<ProxyState>,
-    listeners: Vec<Arc<TcpListener>>,
+    /// Where it listens, ports picked.
+    addresses: Vec<SocketAddr>,
+    acceptors: Acceptors,
+    service_manager: ServiceManager,
     handshakes: Arc<Handshakes>,
     config_path: PathBuf,
     missed_by_reload: Receiver<Arc<Session>>,
@@ -92,11 +94,13 @@ impl Server {
     /// # Errors
     /// [`StartError`]; nothing is left running.
     pub fn start(config: Config, tls: TlsContexts, config_path: &Path) -> Result<Self, StartError> {
-        let mut listeners = Vec::new();
-        for address in &config.listen {
-            listeners.push(Arc::new(listen_on(address)?));
-        }
-        let admin = config.admin_listen.as_ref().map(listen_on).transpose()?;
+        let reuse_port = config.reuse_port;
+        let listeners = listeners(&config)?;
+        let addresses = listeners.iter().filter_map(|l| l.local_addr().ok());
+        let addresses = addresses.collect();
+        let admin = config.admin_listen.as_ref();
+        let admin = admin.map(|address| listen_on(address, reuse_port));
+        let admin = admin.transpose()?;
         let metrics = Arc::new(Metrics::new());
         let balancer = Balancer::new(&config.backends);
         let limit = config.max_connections;
@@ -120,7 +124,7 @@ impl Server {
             metrics,
             sessions: Registry::default(),
             session_limit: Limit::new(limit),
-            stopping: AtomicBool::new(false),
+            stages: Stages::default(),
             missed_by_reload: missed,
             config: Arc::new(RwLock::new(Arc::new(config))),
             tls: RwLock::new(Arc::new(tls)),
@@ -134,7 +138,7 @@ impl Server {
         let (order, orders) = crossbeam_channel::unbounded();
         let control = match &state.config.read().control_socket {
             Some(path) => {
-                let started = Control::start(path, Arc::clone(&state), order.clone());
+                let started = Control::start(path, reuse_port, Arc::clone(&state), order.clone());
                 Some(started.map_err(|source| StartError::Listen {
                     address: path.display().to_string(),
                     source,
@@ -142,13 +146,15 @@ impl Server {
             }
             None => None,
         };
-        let server = Self {
+        let mut server = Self {
             state,
             orders,
             _order: order,
             control,
             admin,
-            listeners,
+            addresses,
+            acceptors: Acceptors::new()?,
+            service_manager: ServiceManager::new(),
             handshakes: Handshakes::new(limit),
             config_path: config_path.to_owned(),
             missed_by_reload,
@@ -160,19 +166,16 @@ impl Server {
             .probe(&Arc::clone(&server.state.config.read()));
         sweep::start(&server.state)?;
         let numbers = Arc::new(AtomicU64::new(0));
-        for listener in &server.listeners {
-            let acceptor = Acceptor {
+        for listener in listeners {
+            server.acceptors.start(Acceptor {
                 state: Arc::clone(&server.state),
-                listener: Arc::clone(listener),
+                listener,
                 handshakes: Arc::clone(&server.handshakes),
                 numbers: Arc::clone(&numbers),
-            };
-            thread::Builder::new()
-                .name("accept".to_owned())
-                .spawn(move || acceptor.run())?;
+            })?;
         }
         // Only now, with all threads there, is it true.
-        for address in server.addresses() {
+        for address in &server.addresses {
             log::info!(address:%; "listening");
         }
         if let Some(admin) = &server.admin {
@@ -184,26 +187,23 @@ impl Server {
         Ok(server)
     }
 
-    /// Where it listens, ports picked.
-    #[must_use]
-    pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.listeners
-            .iter()
-            .filter_map(|l| l.local_addr().ok())
-            .collect()
-    }
-
     /// Acts on signals and commands until it is told to stop, then drains and returns.
-    pub fn run(self, signals: &Receiver<Signal>) {
-        let suspects = self.state.connector.balancer().suspects();
-        loop {
+    pub fn run(mut self, signals: &Receiver<Signal>) {
+        self.service_manager.ready();
+        let suspects = self.state.connector.balancer().suspects().clone();
+        let mut course = Course::Serving;
+        let at_once = loop {
+            let look = course.look(self.service_manager.next());
             crossbeam_channel::select! {
                 recv(signals) -> signal => match signal {
                     Ok(Signal::Migrate) => {
                         self.migrate("SIGUSR1", Aim::MoveAll, self.state.sessions.snapshot());
                     }
                     Ok(Signal::Reload) => drop(self.reload()),
-                    Ok(Signal::Stop) | Err(_) => break,
+                    Ok(Signal::Stop) | Err(_) => match course {
+                        Course::Serving => course = self.leave(),
+                        Course::Leaving { .. } | Course::Waiting { .. } => break true,
+                    },
                 },
                 recv(self.orders) -> order => if let Ok(order) = order {
                     self.carry_out(order);
@@ -213,9 +213,26 @@ impl Server {
                 },
                 recv(self.health_leaving) -> _ => self.empty("health", false),
                 recv(self.missed_by_reload) -> session => self.move_leaving(session.into_iter().collect()),
+                recv(look) -> _ => {}
             }
-        }
-        self.stop(signals);
+            let now = Instant::now();
+            self.service_manager
+                .alive(now, || status::summary(&self.state));
+            course = match course {
+                Course::Leaving { until } if now >= until => {
+                    self.acceptors.close();
+                    match ending::course_without_clients(&self.state) {
+                        Some(course) => course,
+                        None => break false,
+                    }
+                }
+                Course::Waiting { deadline } if now >= deadline || self.is_empty(now) => {
+                    break false;
+                }
+                course => course,
+            };
+        };
+        self.end(signals, course, at_once);
     }
 
     /// A round over those of `sessions` whose backend is to be left.
@@ -263,99 +280,41 @@ impl Server {
         }
     }
 
-    // ---- reload ------------------------------------------------------------
-
-    /// Reads the file again.
-    ///
-    /// # Errors
-    /// What is wrong with it; then nothing has changed.
-    fn reload(&self) -> Result<Reloaded, String> {
-        let file = self.config_path.display().to_string();
-        let reloaded = self.try_reload();
-        match &reloaded {
-            Ok(Reloaded { later }) => {
-                for keys in later {
-                    log::warn!(file; "{keys}");
-                }
-                log::info!(file; "configuration reloaded");
-                self.move_leaving(self.state.sessions.snapshot());
-                self.empty("SIGHUP", true);
-            }
-            Err(reason) => {
-                self.state.metrics.config_read(false, &[]);
-                log::error!(file, reason; "reload failed, nothing changed");
-            }
-        }
-        reloaded
-    }
-
-    fn try_reload(&self) -> Result<Reloaded, String> {
-        let config = Config::load(&self.config_path).map_err(|error| error.to_string())?;
-        let tls = TlsContexts::load(config.client_tls.as_ref(), &config.server_tls)
-            .map_err(|error| error.to_string())?;
-        let passfile = config.passfile.as_deref().map(Passfile::load);
-        let passfile = passfile.transpose().map_err(|error| error.to_string())?;
-        limits::check(&config).map_err(|error| error.to_string())?;
-        let old = Arc::clone(&self.state.config.read());
-        let mut later = Vec::new();
-        if config.listen != old.listen
-            || config.admin_listen != old.admin_listen
-            || config.control_socket != old.control_socket
-        {
-            later.push("listen, admin_listen and control_socket take effect at the next start");
-        }
-        if config.dialect != old.dialect {
-            later.push("dialect takes effect for new sessions");
-        }
-        self.state.connector.balancer().configure(&config.backends);
-        self.state.connector.configure(&config, &tls, passfile);
-        *self.state.tls.write() = Arc::new(tls);
-        self.state
-            .rounds
-            .workers()
-            .set_limit(config.migration.workers);
-        self.state.session_limit.set(config.max_connections);
-        self.handshakes.set_max_connections(config.max_connections);
-        self.state.custom_names.learn(&config.custom_settings);
-        logging::configure(config.log);
-        self.health.probe(&config);
-        self.state.rounds.workers().set_rate(config.migration.rate);
-        self.state.metrics.config_read(true, &certificates(&config));
-        *self.state.config.write() = Arc::new(config);
-        for session in self.state.sessions.snapshot() {
-            session.check_network();
-        }
-        if let Err(error) = sweep::start(&self.state) {
-            // All the rest has changed.
-            log::error!(reason:% = error; "idle sessions are not looked at: no thread");
-        }
-        Ok(Reloaded { later })
-    }
-
     // ---- the end -----------------------------------------------------------
 
-    /// Takes no new clients, ends each session at its next safe point, and the
-    /// rest at `shutdown_grace` or at the next signal to stop.
-    fn stop(self, signals: &Receiver<Signal>) {
-        let grace = self.state.config.read().shutdown_grace;
-        let deadline = Instant::now() + grace;
-        self.state.stopping.store(true, Ordering::SeqCst);
-        for listener in &self.listeners {
-            // Wakes the thread that is blocked in accept; on Linux it then
-            // fails with EINVAL.
-            let _ = rustix::net::shutdown(listener, rustix::net::Shutdown::Both);
+    /// Not ready any more, whatever else goes on.
+    fn leave(&mut self) -> Course {
+        self.service_manager.stopping();
+        let course = Course::leaving(&self.state);
+        if self.state.config.read().reuse_port {
+            // Whoever asks there means the process that has taken over.
+            self.admin = None;
         }
-        let sessions = self.state.sessions.snapshot();
-        log::info!(sessions = sessions.len(), grace:? = grace; "shutting down");
-        for session in &sessions {
-            session.order_end();
-        }
-        drop(sessions);
-        self.state.holds.stop();
-        let forced = !self.wait_sessions_end(signals, deadline);
+        course
+    }
+
+    /// Whether nobody is there, and nobody logs in.
+    fn is_empty(&self, now: Instant) -> bool {
+        self.handshakes.wait_empty(now) && self.state.session_limit.wait_empty(now)
+    }
+
+    /// Takes no new clients, ends each session at its next safe point, and the rest when
+    /// the grace is over, at the next signal to stop, or `at_once`.
+    fn end(mut self, signals: &Receiver<Signal>, course: Course, at_once: bool) {
+        self.acceptors.close();
+        let now = Instant::now();
+        let (began, at_once) = match course {
+            // Its grace is over.
+            Course::Waiting { deadline } => (now, at_once || now >= deadline),
+            Course::Serving | Course::Leaving { .. } => (now, at_once),
+        };
+        let mut ending = Ending::begin(&self.state, began);
+        let forced = at_once || !self.wait_sessions_end(signals, &mut ending);
         if forced {
             let sessions = self.state.sessions.snapshot();
-            log::warn!(sessions = sessions.len(); "closing sessions that did not end in time");
+            if !sessions.is_empty() {
+                log::warn!(sessions = sessions.len(); "closing sessions that did not end in time");
+            }
             for session in sessions {
                 session.force_end();
             }
@@ -369,35 +328,37 @@ impl Server {
         log::info!("stopped");
     }
 
-    /// Waits for the last session's end, until `deadline` or the next signal to
+    /// Waits for the last session's end, until its time is over or the next signal to
     /// stop; false: not all have ended.
-    fn wait_sessions_end(&self, signals: &Receiver<Signal>, deadline: Instant) -> bool {
+    fn wait_sessions_end(&mut self, signals: &Receiver<Signal>, ending: &mut Ending) -> bool {
         loop {
-            let look = deadline.min(Instant::now() + SIGNAL_INTERVAL);
-            if self.state.session_limit.wait_empty(look) {
+            let now = Instant::now();
+            ending.go_on(now);
+            if self.state.session_limit.wait_empty(ending.next_look(now)) {
                 return true;
             }
+            self.service_manager
+                .alive(now, || status::summary(&self.state));
             let stop_again = signals.try_iter().any(|signal| signal == Signal::Stop);
-            if stop_again || Instant::now() >= deadline {
+            if stop_again || ending.is_over(Instant::now()) {
                 return false;
             }
         }
     }
 }
 
-/// The files with certificates that the configuration names, and until when each is
-/// valid.
-fn certificates(config: &Config) -> Vec<(String, i64)> {
-    let client = config.client_tls.as_ref();
-    let files = [
-        client.map(|tls| &tls.cert_file),
-        client.and_then(|tls| tls.client_ca_file.as_ref()),
-        config.server_tls.cert_file.as_ref(),
-        config.server_tls.ca_file.as_ref(),
-    ];
-    let files = files.into_iter().flatten();
-    files
-        .filter_map(|file| Some((file.display().to_string(), valid_until(file)?)))
+/// Those that were handed over, else as `listen` says.
+fn listeners(config: &Config) -> Result<Vec<TcpListener>, StartError> {
+    let inherited = inherited_listeners().map_err(|source| StartError::Listen {
+        address: "a socket of the service manager's".to_owned(),
+        source,
+    })?;
+    if !inherited.is_empty() {
+        return Ok(inherited);
+    }
+    let listen = config.listen.iter();
+    listen
+        .map(|address| listen_on(address, config.reuse_port))
         .collect()
 }
 
@@ -416,7 +377,7 @@ fn pages(state: &Arc<ProxyState>) -> Pages {
 fn readiness(state: &Arc<ProxyState>) -> Readiness {
     let state = Arc::clone(state);
     Arc::new(move || {
-        if state.stopping.load(Ordering::SeqCst) {
+        if state.stages.has_reached(Stage::Leaving) {
             return Err("shutting down".to_owned());
         }
         let interval = state.config.read().health_interval;
@@ -432,8 +393,8 @@ fn readiness(state: &Arc<ProxyState>) -> Readiness {
     })
 }
 
-fn listen_on(address: &Address) -> Result<TcpListener, StartError> {
-    listen(address).map_err(|source| StartError::Listen {
+fn listen_on(address: &Address, reuse_port: bool) -> Result<TcpListener, StartError> {
+    listen(address, reuse_port).map_err(|source| StartError::Listen {
         address: address.to_string(),
         source,
     })

@@ -150,7 +150,7 @@ pub(crate) fn status(state: &ProxyState) -> Status {
                 held: state.holds.held_on(backend.id),
             })
             .collect(),
-        sessions: state.sessions.snapshot().len(),
+        sessions: state.sessions.len(),
         sessions_max: state.config.read().max_connections,
         rounds: state
             .rounds
@@ -167,6 +167,15 @@ pub(crate) fn status(state: &ProxyState) -> Status {
             })
             .collect(),
     }
+}
+
+/// The state now, in one line for the service manager.
+#[must_use]
+pub(crate) fn summary(state: &ProxyState) -> String {
+    let backends = state.connector.balancer().view();
+    let up = backends.iter().filter(|backend| backend.up).count();
+    let (sessions, all) = (state.sessions.len(), backends.len());
+    format!("{sessions} sessions, {up} of {all} backends up")
 }
 
 /// The sessions now, by number.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::Capture;
 use crate::connection::ProxyState;
+use crate::stage::Stage;
 
 /// Between two looks at all sessions.
 const INTERVAL: Duration = Duration::from_millis(250);
@@ -38,7 +39,7 @@ pub(crate) fn start(state: &Arc<ProxyState>) -> io::Result<()> {
 fn is_wanted(state: &ProxyState) -> bool {
     let config = state.config.read();
     let wanted = config.migration.capture == Capture::Idle || !config.idle_timeout.is_zero();
-    wanted && !state.stopping.load(Ordering::SeqCst)
+    wanted && !state.stages.has_reached(Stage::Ending)
 }
 
 fn run(of: &Weak<ProxyState>) {

@@ -6,7 +6,6 @@
 //! [`pace`].  Knows nothing of rounds.
 
 mod pace;
-mod rate;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,8 +15,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::metrics::TransferOutcome;
+use crate::rate::Rate;
 use pace::Pace;
-use rate::Rate;
 
 /// How often [`Workers::look`] wants to be called while a round is under way.
 pub(crate) const LOOK_INTERVAL: Duration = pace::STANDSTILL;

@@ -242,7 +242,14 @@ fn a_session_can_be_ended() {
 fn a_reload_says_what_came_of_it() {
     let controlled = Controlled::start(1);
     let (code, text) = controlled.ask(&["reload"]);
-    assert_eq!((code, &*text), (0, "configuration reloaded\n"));
+    let same = "configuration reloaded, it says what it said before\n";
+    assert_eq!((code, &*text), (0, same));
+    let changed = controlled.setup.clone().top("idle_timeout = \"1h\"");
+    let changed = changed.state(0, "draining").text();
+    controlled.proxy.write_config(&changed);
+    let (code, text) = controlled.ask(&["reload"]);
+    let what = "configuration reloaded: idle_timeout, backend pod-0\n";
+    assert_eq!((code, &*text), (0, what));
     // The proxy's own file, not the one that the command reads.
     let broken = controlled.setup.clone().top("listne = 1").text();
     controlled.proxy.write_config(&broken);

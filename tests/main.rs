@@ -63,6 +63,7 @@ mod moving;
 mod options;
 mod postgresql;
 mod reload;
+mod replacing;
 mod rest;
 mod shutdown;
 mod split;

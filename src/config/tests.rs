@@ -32,7 +32,13 @@ fn one_backend_is_enough_and_the_rest_has_defaults() {
             max_connections: 5000,
             handshake_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(5),
-            shutdown_grace: Duration::from_secs(30),
+            shutdown: Shutdown {
+                delay: Duration::ZERO,
+                sessions: OnShutdown::End,
+                rate: 0,
+                grace: Duration::from_secs(30),
+            },
+            reuse_port: false,
             tcp_user_timeout: Duration::from_secs(60),
             health_interval: Duration::from_secs(2),
             health_fall: 3,
@@ -74,9 +80,8 @@ fn one_backend_is_enough_and_the_rest_has_defaults() {
     );
 }
 
-#[test]
-fn every_key_is_read() {
-    let text = r#"
+/// Each with another value than its default.
+const EVERY_KEY: &str = r#"
 listen = ["0.0.0.0:0", "[::1]:5432"]
 admin_listen = "localhost:8081"
 control_socket = "run/control.sock"
@@ -84,6 +89,9 @@ max_connections = 1_000
 handshake_timeout = "500ms"
 connect_timeout = "2m"
 shutdown_grace = "0s"
+drain_delay = "5s"
+on_shutdown = "wait"
+reuse_port = true
 tcp_user_timeout = "0s"
 health_interval = "500ms"
 health_fall = 7
@@ -105,6 +113,8 @@ per_user = 20
 per_database = 30
 allow = ["10.0.0.0/8", "::1"]
 deny = ["10.9.0.0/16"]
+[shutdown]
+rate = 50
 [log]
 format = "json"
 level = "debug"
@@ -130,6 +140,9 @@ health_url = "https://db:8080/health?ready=1"
 name = "b"
 address = "[fe80::1%eth0]:65535"
 "#;
+
+#[test]
+fn every_key_is_read() {
     let expected = Config {
         listen: vec![address("0.0.0.0", 0), address("::1", 5432)],
         admin_listen: Some(address("localhost", 8081)),
@@ -137,7 +150,13 @@ address = "[fe80::1%eth0]:65535"
         max_connections: 1000,
         handshake_timeout: Duration::from_millis(500),
         connect_timeout: Duration::from_secs(120),
-        shutdown_grace: Duration::ZERO,
+        shutdown: Shutdown {
+            delay: Duration::from_secs(5),
+            sessions: OnShutdown::Wait,
+            rate: 50,
+            grace: Duration::ZERO,
+        },
+        reuse_port: true,
         tcp_user_timeout: Duration::ZERO,
         health_interval: Duration::from_millis(500),
         health_fall: 7,
@@ -194,7 +213,7 @@ address = "[fe80::1%eth0]:65535"
             },
         ],
     };
-    assert_eq!(parse(text).unwrap(), expected);
+    assert_eq!(parse(EVERY_KEY).unwrap(), expected);
 }
 
 #[test]
@@ -385,7 +404,7 @@ fn a_bad_key_is_named_with_its_line() {
         ),
         (
             "\nport = 1",
-            "2: unknown key \"port\"; expected one of \"listen\", \"admin_listen\", \"control_socket\", \"max_connections\", \"handshake_timeout\", \"connect_timeout\", \"shutdown_grace\", \"tcp_user_timeout\", \"health_interval\", \"health_fall\", \"idle_timeout\", \"dialect\", \"custom_settings\", \"client_tls\", \"server_tls\", \"migration\", \"limits\", \"log\", \"login\", \"backend\"",
+            "2: unknown key \"port\"; expected one of \"listen\", \"admin_listen\", \"control_socket\", \"max_connections\", \"handshake_timeout\", \"connect_timeout\", \"shutdown_grace\", \"drain_delay\", \"on_shutdown\", \"reuse_port\", \"tcp_user_timeout\", \"health_interval\", \"health_fall\", \"idle_timeout\", \"dialect\", \"custom_settings\", \"client_tls\", \"server_tls\", \"migration\", \"limits\", \"log\", \"login\", \"shutdown\", \"backend\"",
         ),
         (
             "migration = 3",
@@ -597,4 +616,28 @@ fn the_shipped_file_is_good_with_and_without_its_comments() {
     assert!(full.client_tls.is_some());
     assert_eq!(full.server_tls.sslmode, SslMode::VerifyFull);
     assert_eq!(full.login, Some(LoginMethod::Trust));
+}
+
+#[test]
+fn a_reload_names_every_key_that_changed() {
+    let (none, all) = (parse(BACKEND).unwrap(), parse(EVERY_KEY).unwrap());
+    assert_eq!(all.changes(&all), [""; 0]);
+    let changes = none.changes(&all);
+    let reader = Reader::new(Path::new("proxy.conf"), EVERY_KEY);
+    let document = reader.document().unwrap();
+    for key in document.get_ref().keys() {
+        let key = key.get_ref().as_ref();
+        let section = format!("[{key}]");
+        let is_it = |change: &String| *change == key || *change == section;
+        assert!(
+            key == "backend" || changes.iter().any(is_it),
+            "{key} is not among {changes:?}"
+        );
+    }
+    let backends = [
+        "backend a added",
+        "backend b added",
+        "backend pod-a removed",
+    ];
+    assert_eq!(changes.get(changes.len() - 3..).unwrap(), backends);
 }

@@ -426,12 +426,19 @@ fn reload(orders: &Sender<Order>) -> Done {
         Err(_) => return not_done("sqlproxy is shutting down"),
     };
     match reloaded {
-        Ok(Ok(Reloaded { later })) => {
-            let mut text = "configuration reloaded\n".to_owned();
+        Ok(Ok(Reloaded { changed, later })) => {
+            let mut text = match changed.as_slice() {
+                [] => "configuration reloaded, it says what it said before\n".to_owned(),
+                changed => format!("configuration reloaded: {}\n", changed.join(", ")),
+            };
             for what in &later {
                 text.push_str(&format!("note: {what}\n"));
             }
-            done(0, text, json!({ "reloaded": true, "notes": later }))
+            done(
+                0,
+                text,
+                json!({ "reloaded": true, "changed": changed, "notes": later }),
+            )
         }
         Ok(Err(reason)) => not_done(format!("nothing changed: {reason}")),
         Err(_) => not_done("sqlproxy is shutting down"),

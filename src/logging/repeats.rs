@@ -6,9 +6,12 @@ use std::time::{Duration, Instant};
 use log::{Level, Record};
 
 /// The words of events whose number others decide.
-const COUNTED: [&str; 9] = [
+const COUNTED: [&str; 12] = [
     "connection refused",
     "connection closed before a session",
+    "connection closed: its network is not allowed",
+    "connection closed: too many that are not logged in",
+    "connection closed: no thread for it",
     "login refused by server",
     "channel binding withheld",
     "cancel request not passed on",

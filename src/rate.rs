@@ -1,10 +1,11 @@
-//! How many sessions a second the drains move (`[migration] rate`).
+//! How many sessions a second a drain moves (`[migration] rate`), or the end of the
+//! process ends (`[shutdown] rate`).
 
 use std::time::{Duration, Instant};
 
 /// One session each `1 / rate` seconds, none saved up.
 #[derive(Debug, Default)]
-pub(super) struct Rate {
+pub(crate) struct Rate {
     /// 0: no limit.
     per_second: usize,
     /// When the next one may begin.
@@ -12,16 +13,19 @@ pub(super) struct Rate {
 }
 
 impl Rate {
-    pub(super) fn set(&mut self, per_second: usize) {
+    /// From now on; 0: no limit.
+    pub(crate) fn set(&mut self, per_second: usize) {
         self.per_second = per_second;
         self.next = None;
     }
 
-    pub(super) fn is_used_up(&self, now: Instant) -> bool {
+    /// Whether the next one has to wait.
+    pub(crate) fn is_used_up(&self, now: Instant) -> bool {
         self.per_second > 0 && self.next.is_some_and(|next| now < next)
     }
 
-    pub(super) fn take(&mut self, now: Instant) {
+    /// One more.
+    pub(crate) fn take(&mut self, now: Instant) {
         let Ok(per_second) = u32::try_from(self.per_second) else {
             return;
         };
