@@ -115,10 +115,21 @@ impl Drop for Acceptors {
     }
 }
 
+/// Who comes to a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Guests {
+    /// Clients, for whatever they like.
+    Clients,
+    /// Peers, with cancel requests of their clients'.
+    Peers,
+}
+
 /// Takes clients from one listener and gives each a thread.
 pub(crate) struct Acceptor {
     pub state: Arc<ProxyState>,
     pub listener: TcpListener,
+    /// Who comes there.
+    pub guests: Guests,
     /// Where new connections stand.
     pub handshakes: Arc<Handshakes>,
     /// The last connection's number.
@@ -158,15 +169,22 @@ impl Acceptor {
     fn serve(&self, stream: TcpStream, client: SocketAddr) {
         let conn = self.numbers.fetch_add(1, Ordering::Relaxed) + 1;
         self.state.metrics.count(Event::Accepted);
-        if !self.state.config.read().limits.admits(client.ip()) {
+        let is_peer = self.guests == Guests::Peers;
+        if !is_peer && !self.state.config.read().limits.admits(client.ip()) {
             // Closed, and not a byte read of it.
             self.state.metrics.count(Event::Refused);
             self.state.metrics.client_refused("network");
             log::info!(conn, client:%; "connection closed: its network is not allowed");
             return;
         }
-        let shows_cancel = || shows_cancel(&stream);
-        let Some(place) = self.handshakes.enter(client.ip(), shows_cancel) else {
+        let place = match self.guests {
+            Guests::Clients => {
+                let shows_cancel = || shows_cancel(&stream);
+                self.handshakes.enter(client.ip(), shows_cancel)
+            }
+            Guests::Peers => self.handshakes.enter_peer(client.ip()),
+        };
+        let Some(place) = place else {
             self.state.metrics.count(Event::Refused);
             self.state.metrics.client_refused("too_many_logins");
             log::warn!(conn, client:%; "connection closed: too many that are not logged in");

@@ -24,6 +24,7 @@ use crate::connection_limit::Limit;
 use crate::connector::Connector;
 use crate::error::{Error, Peer};
 use crate::metrics::{CancelResult, Metrics};
+use crate::peers::{KeyRead, Peers};
 use crate::socket::{ReadDeadline, Received, Wait};
 use crate::startup::cancel_request;
 use crate::stream::Stream;
@@ -72,15 +73,7 @@ type Keys = Mutex<HashMap<Vec<u8>, Arc<Entry>>>;
 pub(crate) struct CancelKeys {
     keys: Arc<Keys>,
     dials: Arc<Limit>,
-}
-
-impl Default for CancelKeys {
-    fn default() -> Self {
-        Self {
-            keys: Arc::default(),
-            dials: Limit::new(MAX_DIALS),
-        }
-    }
+    peers: Peers,
 }
 
 /// A key that nobody can guess and that no other session has; forgotten when
@@ -91,15 +84,32 @@ pub(crate) struct CancelKey {
 }
 
 impl CancelKeys {
+    /// None yet; a key that is not among them may be one of `peers`.
+    #[must_use]
+    pub(crate) fn new(peers: Peers) -> Self {
+        Self {
+            keys: Arc::default(),
+            dials: Limit::new(MAX_DIALS),
+            peers,
+        }
+    }
+
+    /// The other processes behind the same address.
+    #[must_use]
+    pub(crate) const fn peers(&self) -> &Peers {
+        &self.peers
+    }
+
     /// A new key of `bytes` bytes, process id and secret together: as long as
     /// the server's own, which the client's protocol version decided; 8 at the
     /// least (protocol 3.0).  It leads nowhere until it is registered.
     ///
     /// # Errors
     /// Where the system has no randomness to give.
-    pub(crate) fn draw(bytes: usize) -> io::Result<Vec<u8>> {
+    pub(crate) fn draw(&self, bytes: usize) -> io::Result<Vec<u8>> {
         let mut key = vec![0; bytes.max(8)];
         getrandom::fill(&mut key)?;
+        self.peers.stamp(&mut key);
         Ok(key)
     }
 
@@ -134,9 +144,9 @@ impl Drop for CancelKey {
     }
 }
 
-/// Passes a CancelRequest of `key` on to the server that its session is on, counts
-/// it, and logs where that failed.  `client` is closed when the server has closed,
-/// or at once for a key that nobody has.
+/// Passes a CancelRequest of `key` on to the server that its session is on, or to the
+/// peer whose session it is, counts it, and logs where that failed.  `client` is closed
+/// when the server has closed, or at once for a key that nobody has.
 pub(crate) fn serve(
     keys: &CancelKeys,
     connector: &Connector,
@@ -144,11 +154,25 @@ pub(crate) fn serve(
     conn: u64,
     address: SocketAddr,
     client: Arc<Stream>,
-    key: &[u8],
+    key: Vec<u8>,
 ) {
     metrics.cancel_received();
-    let found = keys.keys.lock().get(key).cloned();
+    let KeyRead { key, elsewhere } = keys.peers.read(key);
+    let found = keys.keys.lock().get(&key).cloned();
     let Some(entry) = found else {
+        if let Some(peer) = elsewhere {
+            let passed = pass_to_peer(keys, connector, &peer, key);
+            let result = match &passed {
+                Ok(()) => CancelResult::ToPeer,
+                Err(_) => CancelResult::Failed,
+            };
+            metrics.cancel_finished(result, 1);
+            if let Err(error) = passed {
+                log::warn!(conn, client:% = address, address:% = peer, reason:% = error; "cancel request not passed on");
+            }
+            client.shutdown();
+            return;
+        }
         metrics.cancel_finished(CancelResult::UnknownKey, 1);
         log::debug!(conn, client:% = address; "cancel request with an unknown key");
         client.shutdown();
@@ -275,6 +299,31 @@ fn pass_on(
         address: Some(address.clone()),
         error,
     })
+}
+
+/// As the client would have sent it to the peer, which closes when it is done: it may have
+/// to wait for a transfer first, and for its server then.
+fn pass_to_peer(
+    keys: &CancelKeys,
+    connector: &Connector,
+    peer: &Address,
+    key: Vec<u8>,
+) -> Result<(), Error> {
+    const OPERATION: &str = "passing a cancel request to a peer";
+    const TURNS: u32 = 3;
+    let failed = |source| Error::io(Peer::Server, OPERATION, source);
+    let now = Instant::now();
+    let deadline = connector.dial_deadline();
+    let Some(_way) = keys.peers.way(deadline) else {
+        return Err(failed(io::Error::other("too many at once")));
+    };
+    let read_deadline = ReadDeadline::new().map_err(failed)?;
+    let stream = connector.dial_plain(peer, &read_deadline, deadline)?;
+    let request = cancel_request(&Peers::passed_on(key));
+    let sent = stream.write_all(&request, Some(deadline));
+    sent.map_err(failed)?;
+    let patience = deadline.saturating_duration_since(now) * TURNS;
+    wait_closed(&stream, now + patience).map_err(failed)
 }
 
 /// The server closes when it has acted on the request (protocol document, "Canceling

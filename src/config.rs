@@ -13,6 +13,7 @@ mod limits;
 mod log;
 mod login;
 mod migration;
+mod peers;
 mod reader;
 mod shutdown;
 #[cfg(test)]
@@ -37,6 +38,10 @@ use limits::read_limits;
 use login::read_login;
 use migration::read_migration;
 pub(crate) use migration::{Capture, Migration};
+#[cfg(test)]
+pub(crate) use peers::PeerConfig;
+pub(crate) use peers::Peers;
+use peers::read_peers;
 use reader::{Reader, Section};
 use shutdown::read_shutdown;
 pub(crate) use shutdown::{OnShutdown, Shutdown};
@@ -112,6 +117,8 @@ pub struct Config {
     pub log: Log,
     /// `[migration]`; absent: its defaults.
     pub migration: Migration,
+    /// `peer_id`, `[[peer]]`.
+    pub peers: Peers,
     /// `[[backend]]`, in the order of the file: at least one, names unique.
     pub backends: Vec<BackendConfig>,
 }
@@ -167,6 +174,8 @@ impl Config {
                 "log",
                 "login",
                 "shutdown",
+                "peer_id",
+                "peer",
                 "backend",
             ],
         )?;
@@ -221,10 +230,18 @@ impl Config {
             migration: read_migration(&root, dialect)?,
             login,
             passfile,
+            peers: read_peers(&root)?,
             backends: read_backends(&root)?,
         };
         config.check_listeners(&root)?;
         Ok(config)
+    }
+
+    /// Where it listens for its peers alone.
+    #[must_use]
+    pub(crate) fn own_peer_listener(&self) -> Option<&Address> {
+        let address = self.peers.own_address();
+        address.filter(|address| !self.listen.contains(address))
     }
 
     /// Two listeners on one port would only be found out at bind time, after the
@@ -236,6 +253,7 @@ impl Config {
             .iter()
             .map(|address| ("listen", address))
             .chain(self.admin_listen.iter().map(|a| ("admin_listen", a)))
+            .chain(self.own_peer_listener().map(|a| ("peer", a)))
         {
             if address.port != 0 && seen.contains(&address) {
                 return Err(root.error(key, &format!("{address} is listened on twice")));

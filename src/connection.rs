@@ -138,7 +138,7 @@ pub(crate) fn serve(
                 conn,
                 client_address,
                 stream,
-                &key,
+                key,
             );
         }
         Ok(Admission::Session(admitted)) => {
@@ -267,8 +267,9 @@ impl LoginObserver for LoginOf<'_> {
     }
 
     fn client_key(&mut self, bytes: usize) -> Result<Vec<u8>, Error> {
-        let key = CancelKeys::draw(bytes)
-            .map_err(|source| Error::io(Peer::Client, "drawing a cancel key", source))?;
+        let drawn = self.state.cancel_keys.draw(bytes);
+        let key =
+            drawn.map_err(|source| Error::io(Peer::Client, "drawing a cancel key", source))?;
         self.client_key = Some(key.clone());
         Ok(key)
     }

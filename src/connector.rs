@@ -356,6 +356,21 @@ impl Connector {
         Ok(Arc::new(stream))
     }
 
+    /// A connection in clear, to another process of the proxy.
+    ///
+    /// # Errors
+    /// Names the step; a timeout at `deadline`.
+    pub(crate) fn dial_plain(
+        &self,
+        address: &Address,
+        read_deadline: &Arc<ReadDeadline>,
+        deadline: Instant,
+    ) -> Result<Stream, Error> {
+        let user_timeout = self.settings.read().tcp_user_timeout;
+        let resolver = &self.resolver;
+        dial_tcp(resolver, address, read_deadline, user_timeout, deadline).map(Stream::Plain)
+    }
+
     /// Until when one dial that begins now may take.
     #[must_use]
     pub(crate) fn dial_deadline(&self) -> Instant {

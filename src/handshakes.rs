@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::connection_limit::{Limit, Permit};
-use crate::limits::{CANCEL_CONNECTIONS, EXTRA_CONNECTIONS};
+use crate::limits::{CANCEL_CONNECTIONS, EXTRA_CONNECTIONS, PEER_CONNECTIONS};
 use crate::socket::ReadCloser;
 
 /// A client that has kept the proxy waiting for this long may have to make room: it
@@ -74,6 +74,8 @@ pub(crate) struct Handshakes {
     cancels: Arc<Limit>,
     /// For those who may yet show one.
     silent: Arc<Limit>,
+    /// For those who come from peers.
+    peers: Arc<Limit>,
 }
 
 /// One of them; gives its place back when dropped.
@@ -91,6 +93,7 @@ impl Handshakes {
             connections: Limit::new(max_connections + EXTRA_CONNECTIONS),
             cancels: Limit::new(CANCEL_CONNECTIONS / 2),
             silent: Limit::new(CANCEL_CONNECTIONS / 2),
+            peers: Limit::new(PEER_CONNECTIONS),
         })
     }
 
@@ -102,7 +105,7 @@ impl Handshakes {
     /// Waits until no connection is left, or until `deadline`; tells which.
     #[must_use]
     pub(crate) fn wait_empty(&self, deadline: Instant) -> bool {
-        [&self.connections, &self.cancels, &self.silent]
+        [&self.connections, &self.cancels, &self.silent, &self.peers]
             .iter()
             .all(|limit| limit.wait_empty(deadline))
     }
@@ -123,6 +126,13 @@ impl Handshakes {
         let permit = shown
             .or_else(|| self.silent.take())
             .or_else(|| self.evict_cancel_only())?;
+        Some(Place::CancelOnly(self.add(address, permit, true)))
+    }
+
+    /// A place for a peer's cancel request.
+    #[must_use]
+    pub(crate) fn enter_peer(self: &Arc<Self>, address: IpAddr) -> Option<Place> {
+        let permit = self.peers.take()?;
         Some(Place::CancelOnly(self.add(address, permit, true)))
     }
 

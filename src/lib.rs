@@ -61,6 +61,7 @@
 //! | `Balancer::backends` | backends and their sessions | – |
 //! | `News::holding` | whether new clients wait for a server | – |
 //! | `Registry::entries`, `CancelKeys::keys` | who is here | – |
+//! | `Peers::others` | where the peers are: copied out, never held | – |
 //! | `Entry::requests` | one key's cancel requests | – |
 //! | `CustomNames::known` | names of settings that no server lists | – |
 //! | `Handshakes::table` | connections that are not logged in | – |
@@ -116,6 +117,7 @@ mod sync;
 
 // Reaching servers
 mod cancel;
+mod peers;
 mod health;
 mod connector;
 mod resolver;

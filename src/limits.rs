@@ -25,6 +25,8 @@ const FILES_RESERVE: u64 = 64;
 pub(crate) const EXTRA_CONNECTIONS: usize = 64;
 /// Further connections, for cancel requests alone.
 pub(crate) const CANCEL_CONNECTIONS: usize = 16;
+/// And from peers, for the same: two of them at their most.
+pub(crate) const PEER_CONNECTIONS: usize = 32;
 /// Before its login a connection has the request thread only.
 const THREADS_PER_EXTRA_CONNECTION: u64 = 1;
 /// One for requests, one for responses.
@@ -120,7 +122,7 @@ struct Need {
 impl Need {
     fn all(config: &Config, machine: &Machine) -> [Self; 6] {
         let workers = as_u64(config.migration.workers);
-        let extra = as_u64(EXTRA_CONNECTIONS + CANCEL_CONNECTIONS);
+        let extra = as_u64(EXTRA_CONNECTIONS + CANCEL_CONNECTIONS + PEER_CONNECTIONS);
         let backends = as_u64(config.backends.len());
         let fixed_threads = workers * THREADS_PER_WORKER
             + extra * THREADS_PER_EXTRA_CONNECTION

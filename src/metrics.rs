@@ -64,6 +64,8 @@ pub(crate) enum Event {
 pub(crate) enum CancelResult {
     /// The session's server got it.
     PassedOn,
+    /// It was for another process's session, which got it.
+    ToPeer,
     /// No session has its key.
     UnknownKey,
     /// The session's server could not be reached, or sent no key of its own.
@@ -73,8 +75,9 @@ pub(crate) enum CancelResult {
 }
 
 impl CancelResult {
-    const ALL: [Self; 4] = [
+    const ALL: [Self; 5] = [
         Self::PassedOn,
+        Self::ToPeer,
         Self::UnknownKey,
         Self::Failed,
         Self::Dropped,
@@ -83,6 +86,7 @@ impl CancelResult {
     const fn label(self) -> &'static str {
         match self {
             Self::PassedOn => "passed_on",
+            Self::ToPeer => "to_peer",
             Self::UnknownKey => "unknown_key",
             Self::Failed => "failed",
             Self::Dropped => "dropped",
@@ -285,7 +289,9 @@ impl Metrics {
             .with_label_values(&[result.label()])
             .inc_by(requests);
         match result {
-            CancelResult::PassedOn => self.cancel_successful.inc_by(requests),
+            CancelResult::PassedOn | CancelResult::ToPeer => {
+                self.cancel_successful.inc_by(requests)
+            }
             _ => self.cancel_ignored.inc_by(requests),
         }
     }

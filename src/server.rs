@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 use parking_lot::{Mutex, RwLock};
 
-use crate::accept::{Acceptor, Acceptors, listen};
+use crate::accept::{Acceptor, Acceptors, Guests, listen};
 use crate::admin::{Admin, Pages, Readiness};
 use crate::balancer::{BackendId, Balancer};
 use crate::cancel::CancelKeys;
@@ -29,6 +29,7 @@ use crate::health::{self, Health};
 use crate::hold::Holds;
 use crate::metrics::Metrics;
 use crate::passfile::Passfile;
+use crate::peers::Peers;
 use crate::registry::Registry;
 use crate::round::Aim;
 use crate::rounds::Rounds;
@@ -50,6 +51,8 @@ pub struct Server {
     /// Where it listens, ports picked.
     addresses: Vec<SocketAddr>,
     acceptors: Acceptors,
+    /// Of its peers' cancel requests, until the last session has ended.
+    peer_acceptors: Acceptors,
     service_manager: ServiceManager,
     handshakes: Arc<Handshakes>,
     config_path: PathBuf,
@@ -98,6 +101,9 @@ impl Server {
         let listeners = listeners(&config)?;
         let addresses = listeners.iter().filter_map(|l| l.local_addr().ok());
         let addresses = addresses.collect();
+        let peer_listener = config.own_peer_listener();
+        let peer_listener = peer_listener.map(|address| listen_on(address, false));
+        let peer_listener = peer_listener.transpose()?;
         let admin = config.admin_listen.as_ref();
         let admin = admin.map(|address| listen_on(address, reuse_port));
         let admin = admin.transpose()?;
@@ -119,7 +125,7 @@ impl Server {
             draining: Mutex::default(),
             connector,
             custom_names,
-            cancel_keys: CancelKeys::default(),
+            cancel_keys: CancelKeys::new(Peers::new(&config.peers)),
             rounds,
             metrics,
             sessions: Registry::default(),
@@ -154,6 +160,7 @@ impl Server {
             admin,
             addresses,
             acceptors: Acceptors::new()?,
+            peer_acceptors: Acceptors::new()?,
             service_manager: ServiceManager::new(),
             handshakes: Handshakes::new(limit),
             config_path: config_path.to_owned(),
@@ -166,13 +173,22 @@ impl Server {
             .probe(&Arc::clone(&server.state.config.read()));
         sweep::start(&server.state)?;
         let numbers = Arc::new(AtomicU64::new(0));
+        let acceptor = |listener, guests| Acceptor {
+            state: Arc::clone(&server.state),
+            listener,
+            guests,
+            handshakes: Arc::clone(&server.handshakes),
+            numbers: Arc::clone(&numbers),
+        };
         for listener in listeners {
-            server.acceptors.start(Acceptor {
-                state: Arc::clone(&server.state),
-                listener,
-                handshakes: Arc::clone(&server.handshakes),
-                numbers: Arc::clone(&numbers),
-            })?;
+            server
+                .acceptors
+                .start(acceptor(listener, Guests::Clients))?;
+        }
+        if let Some(listener) = peer_listener {
+            server
+                .peer_acceptors
+                .start(acceptor(listener, Guests::Peers))?;
         }
         // Only now, with all threads there, is it true.
         for address in &server.addresses {

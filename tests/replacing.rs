@@ -14,6 +14,7 @@ use tempfile::TempDir;
 
 use crate::support::PATIENCE;
 use crate::support::log::Log;
+use crate::support::message::{self, BackendKey};
 use crate::support::metrics::{ADMIN, http_get};
 use crate::support::poll_kernel;
 use crate::support::proxy::{Proxy, Setup, command};
@@ -310,4 +311,126 @@ fn the_service_manager_hears_of_every_change() {
     heard("STOPPING=1");
     assert!(log.wait_end(soon()));
     assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+/// How many cancel requests ended so, `result="…"`.
+fn cancels(proxy: &Proxy, result: &str) -> u64 {
+    let (_, body) = http_get(proxy, "/metrics");
+    let sample = format!("sqlproxy_cancels_total{{result=\"{result}\"}} ");
+    let mut counts = body.lines().filter_map(|line| line.strip_prefix(&*sample));
+    counts.next().expect("it is counted").parse().unwrap()
+}
+
+/// Two processes on one address whose peers are each other.
+fn peered(server: &Server) -> [Proxy; 2] {
+    // Free a moment ago: a port of its own each.
+    let ports: Vec<SocketAddr> = (0..2)
+        .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
+        .collect::<Vec<_>>()
+        .iter()
+        .map(|listener| listener.local_addr().unwrap())
+        .collect();
+    let peers: String = (1..)
+        .zip(&ports)
+        .map(|(id, address)| format!("[[peer]]\nid = {id}\naddress = \"{address}\"\n"))
+        .collect();
+    let setup = |id| {
+        Setup::new(&[server.address()])
+            .top(&format!("reuse_port = true\npeer_id = {id}"))
+            .top("on_shutdown = \"wait\"\nshutdown_grace = \"10m\"")
+            .top(ADMIN)
+            .section(&peers)
+    };
+    let first = setup(1).start();
+    let own = first.address().to_string();
+    let text = setup(2).text().replacen("127.0.0.1:0", &own, 1);
+    [first, Proxy::start(&text)]
+}
+
+/// A session of each process, and its key.
+fn keyed_of(proxies: &[Proxy; 2], at: usize) -> (Wire, BackendKey) {
+    loop {
+        let mut client = Wire::connect(proxies[0].address());
+        let key = client.start(&[("user", "maria")]).key.unwrap();
+        let id = u16::from_be_bytes([key.0[0], key.0[1]]);
+        if usize::from(id) == at + 1 {
+            proxies[at].wait_opened(&client);
+            return (client, key);
+        }
+    }
+}
+
+#[test]
+fn a_cancel_at_the_wrong_process_reaches_its_session() {
+    let server = Server::echoing();
+    let mut proxies = peered(&server);
+    let sessions = [keyed_of(&proxies, 0), keyed_of(&proxies, 1)];
+    // The kernel gives each to one or the other.
+    const CANCELS: usize = 40;
+    for (_, key) in sessions.iter().cycle().take(CANCELS) {
+        let mut cancel = Wire::connect(proxies[0].address());
+        cancel.send(&message::cancel_request(key));
+        server.next_cancel();
+        cancel.expect_gone();
+    }
+    assert_eq!(server.further_cancels(), []);
+    let to_peers = cancels(&proxies[0], "to_peer") + cancels(&proxies[1], "to_peer");
+    assert!(to_peers > 0, "none came to the wrong one");
+    // One of them leaves, and its sessions stay: all come to the wrong one.
+    proxies[0].signal(Signal::TERM);
+    let words = "leaving, waiting for the sessions' clients to go";
+    proxies[0].wait_log(0, |line| line.is(words));
+    for _ in 0..10 {
+        let mut cancel = Wire::connect(proxies[1].address());
+        cancel.send(&message::cancel_request(&sessions[0].1));
+        server.next_cancel();
+        cancel.expect_gone();
+    }
+    drop(sessions);
+    assert_eq!(proxies[0].wait_exit().code(), Some(0));
+}
+
+#[test]
+fn a_cancel_is_passed_on_once() {
+    let server = Server::echoing();
+    let proxies = peered(&server);
+    let (_client, key) = keyed_of(&proxies, 0);
+    // As its peer would send it on: the other one looks here and nowhere else.
+    let mut passed = key.clone();
+    passed.0[0] |= 0x80;
+    passed.0[1] = 2;
+    for _ in 0..10 {
+        let mut cancel = Wire::connect(proxies[0].address());
+        cancel.send(&message::cancel_request(&passed));
+        cancel.expect_gone();
+    }
+    assert_eq!(server.further_cancels(), []);
+    for proxy in &proxies {
+        assert_eq!(cancels(proxy, "to_peer"), 0);
+    }
+}
+
+#[test]
+fn a_peer_that_is_away_harms_nobody() {
+    let server = Server::echoing();
+    let setup = Setup::new(&[server.address()])
+        .top("peer_id = 1\nconnect_timeout = \"300ms\"")
+        .top(ADMIN)
+        // Nobody listens there.
+        .section("[[peer]]\nid = 2\naddress = \"127.0.0.1:1\"");
+    let proxy = setup.start();
+    let mut client = proxy.login("maria");
+    let strange = BackendKey(vec![0, 2, 1, 2, 3, 4, 5, 6]);
+    let requests: Vec<_> = (0..100)
+        .map(|_| {
+            let mut cancel = Wire::connect(proxy.address());
+            cancel.send(&message::cancel_request(&strange));
+            cancel
+        })
+        .collect();
+    for mut cancel in requests {
+        cancel.expect_gone();
+    }
+    answers(&mut client);
+    assert_eq!(cancels(&proxy, "failed"), 100);
 }

@@ -54,6 +54,8 @@ impl Config {
             ("[limits]", self.limits != new.limits),
             ("[log]", self.log != new.log),
             ("[shutdown]", self.shutdown.rate != new.shutdown.rate),
+            ("peer_id", self.peers.own != new.peers.own),
+            ("[peer]", self.peers.peers != new.peers.peers),
             ("[migration]", self.migration != new.migration),
         ];
         let changed = keys.into_iter().filter(|(_, changed)| *changed);

@@ -59,6 +59,11 @@ impl Server {
                 "reuse_port lets another process listen only if this one was started with it",
             );
         }
+        if config.peers.own != old.peers.own
+            || config.peers.own_address() != old.peers.own_address()
+        {
+            later.push("peer_id and this process's own [[peer]] take effect at the next start");
+        }
         if config.dialect != old.dialect {
             later.push("dialect takes effect for new sessions");
         }
@@ -72,6 +77,7 @@ impl Server {
             .set_limit(config.migration.workers);
         self.state.session_limit.set(config.max_connections);
         self.handshakes.set_max_connections(config.max_connections);
+        self.state.cancel_keys.peers().configure(&config.peers);
         self.state.custom_names.learn(&config.custom_settings);
         logging::configure(config.log);
         self.health.probe(&config);
