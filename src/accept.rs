@@ -13,11 +13,12 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::net::{RecvFlags, recv};
 
 use crate::config::Address;
-use crate::connection::{self, ProxyState};
+use crate::connection;
 use crate::error::Refusal;
 use crate::handshakes::Handshakes;
 use crate::message::fatal_error;
 use crate::metrics::Event;
+use crate::proxy_state::ProxyState;
 use crate::startup::is_cancel_request;
 use crate::transfer::STACK_BYTES;
 use crate::wake;
@@ -169,13 +170,14 @@ impl Acceptor {
     fn serve(&self, stream: TcpStream, client: SocketAddr) {
         let conn = self.numbers.fetch_add(1, Ordering::Relaxed) + 1;
         self.state.metrics.count(Event::Accepted);
-        let is_peer = self.guests == Guests::Peers;
-        if !is_peer && !self.state.config.read().limits.admits(client.ip()) {
-            // Closed, and not a byte read of it.
-            self.state.metrics.count(Event::Refused);
-            self.state.metrics.client_refused("network");
-            log::info!(conn, client:%; "connection closed: its network is not allowed");
-            return;
+        if self.guests == Guests::Clients {
+            let limits = &self.state.config.read().limits;
+            // Whoever speaks for others is asked for whom first.
+            if !limits.speaks_for_others(client.ip()) && !limits.admits(client.ip()) {
+                // Closed, and not a byte read of it.
+                self.state.refuse_network(conn, client);
+                return;
+            }
         }
         let place = match self.guests {
             Guests::Clients => {

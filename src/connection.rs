@@ -3,76 +3,32 @@
 
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Sender;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 
 use crate::admission::{Admission, Admitted, FailedAdmission, Rules, admit};
 use crate::authentication::{Login, LoginObserver, Relayed, relay};
-use crate::cancel::{self, CancelKeys, Cancellable};
+use crate::cancel::{self, Cancellable};
 use crate::config::Config;
-use crate::connection_limit::{Limit, Permit};
-use crate::connector::{Connected, Connector};
-use crate::dialect::CustomNames;
+use crate::connection_limit::Permit;
+use crate::connector::Connected;
 use crate::error::{Error, Peer, Refusal, SqlState, shown};
 use crate::handshakes::{Handshake, Place};
-use crate::hold::Holds;
 use crate::logging::event;
 use crate::message::{fatal_error, process_id};
-use crate::metrics::{Event, Gauge, Metrics};
-use crate::registry::Registry;
-use crate::rounds::Rounds;
+use crate::metrics::{Event, Gauge};
+use crate::proxy_header::{self, Origin};
+use crate::proxy_state::ProxyState;
 use crate::server_conn::ServerConn;
 use crate::session::{Session, send_final};
 use crate::session_name::SessionName;
-use crate::shares::{Share, Shares};
+use crate::shares::Share;
 use crate::socket::{ReadDeadline, Socket};
-use crate::stage::{Stage, Stages};
+use crate::stage::Stage;
 use crate::startup::StartupPacket;
 use crate::stream::Stream;
-use crate::tls::TlsContexts;
 use crate::transfer::TransferContext;
-
-/// Why backends are emptied: the rounds' trigger, and whether their first round has been
-/// started.
-pub(crate) type DrainNews = (&'static str, bool);
-
-/// What all sessions share.
-pub(crate) struct ProxyState {
-    /// The configuration in force.
-    pub config: Arc<RwLock<Arc<Config>>>,
-    /// The TLS configuration in force.
-    pub tls: RwLock<Arc<TlsContexts>>,
-    /// Opens connections to the backends.
-    pub connector: Arc<Connector>,
-    /// Names of settings that no server lists.
-    pub custom_names: Arc<CustomNames>,
-    /// The keys that clients cancel with.
-    pub cancel_keys: CancelKeys,
-    /// What is counted.
-    pub metrics: Arc<Metrics>,
-    /// Rounds and workers.
-    pub rounds: Rounds,
-    /// Sessions between their login and their end.
-    pub sessions: Registry<Session>,
-    /// `max_connections`.
-    pub session_limit: Arc<Limit>,
-    /// How far its end has come.
-    pub stages: Stages,
-    /// Sessions that were logging in on a backend, or on their way to it, while a
-    /// reload made it one to leave: no round of the reload has them.
-    pub missed_by_reload: Sender<Arc<Session>>,
-    /// Sessions that wait for a server.
-    pub holds: Arc<Holds>,
-    /// A thread looks at idle sessions.
-    pub sweeping: AtomicBool,
-    /// How many sessions each user and each database has.
-    pub shares: Arc<Shares>,
-    /// Tells the thread that empties backends, where there is one.
-    pub draining: Mutex<Option<Sender<DrainNews>>>,
-}
 
 /// For the first packet of a connection that is only served if it cancels.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(1);
@@ -106,6 +62,31 @@ pub(crate) fn serve(
         }
     };
     place.handshake().set_closer(socket.read_closer());
+    let limits = &config.limits;
+    let client_address = match limits.speaks_for_others(client_address.ip()) {
+        false => client_address,
+        true => match proxy_header::read(&socket, deadline) {
+            Ok(Origin::Client(address)) if !limits.admits(address.ip()) => {
+                state.refuse_network(conn, address);
+                return;
+            }
+            Ok(Origin::Client(address)) => {
+                place.handshake().set_address(address.ip());
+                address
+            }
+            Ok(Origin::Proxy) => client_address,
+            Ok(Origin::Gone) => {
+                log::debug!(conn, client:% = client_address; "connection closed before a PROXY header");
+                return;
+            }
+            Err(error) => {
+                let stream = Stream::Plain(socket);
+                let error = told(error, place.handshake());
+                refuse(state, &unnamed(conn, client_address), Some(&stream), &error);
+                return;
+            }
+        },
+    };
     let tls = Arc::clone(&state.tls.read());
     let rules = Rules {
         client_address,

@@ -27,8 +27,8 @@ use rustix::net::sockopt::socket_peercred;
 use rustix::process::geteuid;
 use serde_json::json;
 
-use crate::connection::ProxyState;
 use crate::connection_limit::{Limit, Permit};
+use crate::proxy_state::ProxyState;
 use crate::round::{Aim, Round};
 use crate::session::Session;
 use commands::Running;

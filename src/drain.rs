@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 
 use crate::balancer::{BackendId, Draining};
-use crate::connection::{DrainNews, ProxyState};
 use crate::logging::Milliseconds;
+use crate::proxy_state::{DrainNews, ProxyState};
 use crate::round::{Aim, Round};
 use crate::session::Session;
 use crate::stage::Stage;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, at, never};
 
 use crate::config::{OnShutdown, Shutdown};
-use crate::connection::ProxyState;
+use crate::proxy_state::ProxyState;
 use crate::rate::Rate;
 use crate::session::Session;
 use crate::stage::Stage;

@@ -210,6 +210,12 @@ impl Handshake {
             .with(self.number, |entry| entry.closer = Some(closer));
     }
 
+    /// It comes from there, as its PROXY header says.
+    pub(crate) fn set_address(&self, address: IpAddr) {
+        self.handshakes
+            .with(self.number, |entry| entry.address = address);
+    }
+
     /// The proxy begins, or ends, to wait for the client's bytes.
     pub(crate) fn set_waiting(&self, waiting: bool) {
         let since = waiting.then(Instant::now);

@@ -96,6 +96,8 @@ mod accept;
 
 // A client's life
 mod connection;
+mod proxy_state;
+mod proxy_header;
 mod admission;
 mod session;
 mod disconnect;

@@ -216,6 +216,33 @@ impl Socket {
         }
     }
 
+    /// Appends what has come to `buffer`, at most `count` bytes: what stands behind them
+    /// is another reader's.
+    ///
+    /// # Errors
+    /// `TimedOut` at `deadline`; else what the kernel says.
+    pub(crate) fn read_at_most(
+        &self,
+        buffer: &mut Vec<u8>,
+        count: usize,
+        deadline: Instant,
+    ) -> io::Result<Received> {
+        let mut bytes = [0; 256];
+        let room = bytes.get_mut(..count.min(256)).unwrap_or_default();
+        loop {
+            self.wait_ready(PollFlags::IN, Some(deadline))?;
+            match recv(self.stream(), &mut *room, RecvFlags::DONTWAIT) {
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+                Ok((0, _)) => return Ok(Received::Eof),
+                Ok((received, _)) => {
+                    buffer.extend(room.iter().take(received));
+                    return Ok(Received::Bytes(received));
+                }
+            }
+        }
+    }
+
     fn receive(&self, buffer: &mut Vec<u8>, flags: RecvFlags) -> Result<Received, Errno> {
         // rustix extends the vector by what came: no byte is zeroed first.
         let spare = rustix::buffer::spare_capacity(buffer);

@@ -10,9 +10,9 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use crate::config::BackendState;
-use crate::connection::ProxyState;
 use crate::forwarder::{Activity, Obstacle};
 use crate::metrics::{BackendReading, Reading, ReasonLabel};
+use crate::proxy_state::ProxyState;
 use crate::session::{Session, SessionView};
 
 /// Everything but the sessions one by one.

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::config::Capture;
-use crate::connection::ProxyState;
+use crate::proxy_state::ProxyState;
 use crate::stage::Stage;
 
 /// Between two looks at all sessions.

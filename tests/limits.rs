@@ -105,3 +105,135 @@ fn who_is_idle_for_long_is_ended_outside_of_a_transaction() {
     in_transaction.rows("COMMIT");
     in_transaction.expect_error("FATAL", "57P05");
 }
+
+/// Version 2's header: signature, version and command, family, length, what it says.
+fn second_version(command: u8, family: u8, body: &[u8]) -> Vec<u8> {
+    let mut header = b"\r\n\r\n\0\r\nQUIT\n".to_vec();
+    header.extend([command, family]);
+    header.extend(u16::try_from(body.len()).unwrap().to_be_bytes());
+    header.extend(body);
+    header
+}
+
+/// A session behind the header, and where the log says that it comes from.
+fn behind(proxy: &Proxy, header: &[u8]) -> String {
+    let position = proxy.log().position();
+    let mut wire = Wire::connect(proxy.address());
+    // In one piece with what follows, as a load balancer's first packet may be.
+    let startup = message::startup(VERSION_3_0, &[("user", "maria"), ("database", "d")]);
+    wire.send(&[header, &startup].concat());
+    wire.expect(b'R');
+    wire.receive_greeting();
+    assert_eq!(wire.value("SELECT 1"), "SELECT 1");
+    let opened = proxy.wait_log(position, |line| line.is("session opened"));
+    opened.get("client").to_owned()
+}
+
+#[test]
+fn a_load_balancer_says_whom_a_connection_is_for() {
+    let lines = "[limits]\nproxy_protocol = [\"127.0.0.0/8\"]\nallow = [\"192.0.2.0/24\", \
+                 \"2001:db8::/32\", \"127.0.0.1\"]\ndeny = [\"192.0.2.9\"]";
+    let (proxy, _, server) = start(lines);
+    let line = |source: &str| format!("PROXY TCP4 {source} 192.0.2.1 4000 26257\r\n");
+    assert_eq!(
+        behind(&proxy, line("192.0.2.7").as_bytes()),
+        "192.0.2.7:4000"
+    );
+    let six = b"PROXY TCP6 2001:db8::7 2001:db8::1 4000 26257\r\n";
+    assert_eq!(behind(&proxy, six), "[2001:db8::7]:4000");
+    let mut body = vec![192, 0, 2, 7, 192, 0, 2, 1, 0x0f, 0xa0, 0x66, 0x91];
+    assert_eq!(
+        behind(&proxy, &second_version(0x21, 0x11, &body)),
+        "192.0.2.7:4000"
+    );
+    // With more that it has to say.
+    body.extend([0x02, 0, 3, b'f', b'o', b'o']);
+    assert_eq!(
+        behind(&proxy, &second_version(0x21, 0x11, &body)),
+        "192.0.2.7:4000"
+    );
+    let mut body = vec![0; 36];
+    body[..4].copy_from_slice(&[0x20, 0x01, 0x0d, 0xb8]);
+    body[15] = 7;
+    body[32..34].copy_from_slice(&4000_u16.to_be_bytes());
+    assert_eq!(
+        behind(&proxy, &second_version(0x21, 0x21, &body)),
+        "[2001:db8::7]:4000"
+    );
+    // For itself: its own address, which is its own to check.
+    for header in [second_version(0x20, 0, &[]), b"PROXY UNKNOWN\r\n".to_vec()] {
+        let client = behind(&proxy, &header);
+        assert!(client.starts_with("127.0.0.1:"), "{client}");
+    }
+    // Whom the lists exclude.
+    for source in ["192.0.2.9", "198.51.100.1"] {
+        let position = proxy.log().position();
+        let mut wire = Wire::connect(proxy.address());
+        wire.send(line(source).as_bytes());
+        wire.expect_gone();
+        let words = "connection closed: its network is not allowed";
+        let told = proxy.wait_log(position, |line| line.is(words));
+        assert_eq!(told.get("client"), format!("{source}:4000"));
+    }
+    drop(server);
+}
+
+#[test]
+fn a_header_is_neither_left_away_nor_made_up() {
+    let (proxy, _, _server) = start("[limits]\nproxy_protocol = [\"127.0.0.1\"]");
+    let startup = message::startup(VERSION_3_0, &[("user", "maria")]);
+    let long = format!("PROXY TCP4 {}\r\n", "1".repeat(200));
+    let much = second_version(0x21, 0x11, &vec![0; 5000]);
+    let bad: [&[u8]; 6] = [
+        &startup,
+        b"PROXY TCP4 nobody 192.0.2.1 1 1\r\n",
+        long.as_bytes(),
+        &much,
+        &second_version(0x21, 0x11, &[1, 2, 3]),
+        &second_version(0x31, 0x11, &[0; 12]),
+    ];
+    for header in bad {
+        let mut wire = Wire::connect(proxy.address());
+        wire.send(header);
+        let told = wire.expect_error("FATAL", "08P01").field('M');
+        assert!(told.contains("reading the PROXY header"), "{told}");
+        wire.expect_gone();
+    }
+    // A probe says nothing, and is worth no line.
+    let position = proxy.log().position();
+    drop(Wire::connect(proxy.address()));
+    assert_eq!(
+        behind(&proxy, b"PROXY UNKNOWN\r\n").split(':').next(),
+        Some("127.0.0.1")
+    );
+    let since = proxy.log().since(position);
+    assert!(
+        !since
+            .iter()
+            .any(|line| line.event.starts_with("connection closed"))
+    );
+    // From elsewhere a header is no startup packet.
+    let (proxy, _, _server) = start("[limits]\nproxy_protocol = [\"10.0.0.0/8\"]");
+    let mut wire = Wire::connect(proxy.address());
+    wire.send(b"PROXY TCP4 192.0.2.7 192.0.2.1 4000 26257\r\n");
+    wire.expect_error("FATAL", "08P01");
+    wire.expect_gone();
+}
+
+#[test]
+fn a_header_that_does_not_end_holds_up_nobody_else() {
+    let lines = "[limits]\nproxy_protocol = [\"127.0.0.1\"]";
+    let server = Server::echoing();
+    let setup = Setup::new(&[server.address()]).top("handshake_timeout = \"300ms\"");
+    let proxy = setup.section(lines).start();
+    for begun in [
+        &b"PROXY TC"[..],
+        b"PROXY TCP4 1.1.1.1",
+        b"\r\n\r\n\0\r\nQUIT\n\x21",
+    ] {
+        let mut wire = Wire::connect(proxy.address());
+        wire.send(begun);
+        wire.expect_error("FATAL", "08P01");
+        wire.expect_gone();
+    }
+}

@@ -21,6 +21,9 @@ pub struct Limits {
     pub allow: Vec<IpNet>,
     /// `deny`: networks that they may not come from, whatever `allow` says.
     pub deny: Vec<IpNet>,
+    /// `proxy_protocol`: networks whose connections begin with a PROXY header, which says
+    /// whom they are for.
+    pub proxy_protocol: Vec<IpNet>,
 }
 
 impl Limits {
@@ -28,10 +31,19 @@ impl Limits {
     /// IPv4 (RFC 4291, 2.5.5.2).
     #[must_use]
     pub(crate) fn admits(&self, client: IpAddr) -> bool {
-        let client = client.to_canonical();
-        let is_in = |networks: &[IpNet]| networks.iter().any(|network| network.contains(&client));
-        !is_in(&self.deny) && (self.allow.is_empty() || is_in(&self.allow))
+        !is_in(client, &self.deny) && (self.allow.is_empty() || is_in(client, &self.allow))
     }
+
+    /// Whether a connection from there says by a PROXY header whom it is for.
+    #[must_use]
+    pub(crate) fn speaks_for_others(&self, client: IpAddr) -> bool {
+        is_in(client, &self.proxy_protocol)
+    }
+}
+
+fn is_in(address: IpAddr, networks: &[IpNet]) -> bool {
+    let address = address.to_canonical();
+    networks.iter().any(|network| network.contains(&address))
 }
 
 fn network(text: &str) -> Option<IpNet> {
@@ -40,7 +52,13 @@ fn network(text: &str) -> Option<IpNet> {
 }
 
 pub(super) fn read_limits(root: &Section<'_>) -> Result<Limits, ConfigError> {
-    let keys = &["per_user", "per_database", "allow", "deny"];
+    let keys = &[
+        "per_user",
+        "per_database",
+        "allow",
+        "deny",
+        "proxy_protocol",
+    ];
     let Some(section) = root.section("limits", keys)? else {
         return Ok(Limits::default());
     };
@@ -55,6 +73,7 @@ pub(super) fn read_limits(root: &Section<'_>) -> Result<Limits, ConfigError> {
         per_database: section.integer("per_database", 1, MAX_SHARE)?,
         allow: networks("allow")?,
         deny: networks("deny")?,
+        proxy_protocol: networks("proxy_protocol")?,
     })
 }
 

@@ -115,6 +115,7 @@ per_user = 20
 per_database = 30
 allow = ["10.0.0.0/8", "::1"]
 deny = ["10.9.0.0/16"]
+proxy_protocol = ["10.8.0.1"]
 [shutdown]
 rate = 50
 [log]
@@ -187,6 +188,7 @@ fn every_key_is_read() {
             per_database: Some(30),
             allow: vec!["10.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()],
             deny: vec!["10.9.0.0/16".parse().unwrap()],
+            proxy_protocol: vec!["10.8.0.1/32".parse().unwrap()],
         },
         log: Log {
             format: LogFormat::Json,

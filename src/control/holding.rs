@@ -10,9 +10,9 @@ use super::commands::{
     placed_on, sessions_on, start_round,
 };
 use super::protocol::Done;
-use crate::connection::ProxyState;
 use crate::hold::HoldError;
 use crate::metrics::ReasonLabel;
+use crate::proxy_state::ProxyState;
 use crate::round::{Aim, NotMoved, Round};
 
 /// Captures and holds the sessions of a backend, each at its safe point.
