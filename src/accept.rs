@@ -6,8 +6,9 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
-use socket2::{Domain, Type};
+use socket2::{Domain, SockFilter, SockRef, Type};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::net::{RecvFlags, recv};
@@ -70,6 +71,33 @@ pub(crate) struct Acceptors {
     /// Readable once they are to end; never read.
     close: Arc<OwnedFd>,
     threads: Vec<JoinHandle<()>>,
+    /// Listeners beside those of another process, which is to get who comes now.
+    shared: Vec<Arc<TcpListener>>,
+}
+
+/// How long a connection may be between its first packet and its third: a round trip, or
+/// three where one got lost.
+const SETTLE: Duration = Duration::from_millis(300);
+
+/// Lets a listener hear of no new connection: drops what has SYN without ACK (RFC 9293,
+/// 3.1).  The client sends it again after a second, and the kernel gives it to another
+/// listener of the same address by then.  Those that are half there get in.
+fn hear_of_no_more(listener: &TcpListener) -> io::Result<()> {
+    const LOAD_BYTE: u16 = 0x30;
+    const AND: u16 = 0x54;
+    const JUMP_IF_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    const FLAGS: u32 = 13;
+    const SYN: u32 = 0x02;
+    const SYN_ACK: u32 = 0x12;
+    let filter = [
+        SockFilter::new(LOAD_BYTE, 0, 0, FLAGS),
+        SockFilter::new(AND, 0, 0, SYN_ACK),
+        SockFilter::new(JUMP_IF_EQUAL, 0, 1, SYN),
+        SockFilter::new(RETURN, 0, 0, 0),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+    ];
+    SockRef::from(listener).attach_filter(&filter)
 }
 
 impl Acceptors {
@@ -81,26 +109,41 @@ impl Acceptors {
         Ok(Self {
             close: Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?),
             threads: Vec::new(),
+            shared: Vec::new(),
         })
     }
 
-    /// Starts one.
+    /// Starts one; `shared`: its address is another process's as well.
     ///
     /// # Errors
     /// No thread can be had, or the listener refuses to be made non-blocking.
-    pub(crate) fn start(&mut self, acceptor: Acceptor) -> io::Result<()> {
+    pub(crate) fn start(&mut self, acceptor: Acceptor, shared: bool) -> io::Result<()> {
         // A client that left between poll and accept must not block the thread.
         acceptor.listener.set_nonblocking(true)?;
         let close = Arc::clone(&self.close);
+        let listener = shared.then(|| Arc::clone(&acceptor.listener));
         let thread = thread::Builder::new()
             .name("accept".to_owned())
             .spawn(move || acceptor.run(&close))?;
         self.threads.push(thread);
+        self.shared.extend(listener);
         Ok(())
     }
 
-    /// Ends them, and waits for it: they never wait themselves.
+    /// Ends them, and waits for it: they never wait themselves.  What shares its address
+    /// loses nobody: it hears of no new client first, and closes when it has taken the
+    /// last one.
     pub(crate) fn close(&mut self) {
+        let quiet: Vec<_> = self.shared.drain(..).collect();
+        for listener in &quiet {
+            if let Err(error) = hear_of_no_more(listener) {
+                log::debug!(reason:% = error; "a client may find the closing socket");
+            }
+        }
+        if !quiet.is_empty() {
+            thread::sleep(SETTLE);
+        }
+        drop(quiet);
         // Fails only where the counter is full, and then they are awake anyway.
         let _ = rustix::io::write(&self.close, &1_u64.to_ne_bytes());
         for thread in self.threads.drain(..) {
@@ -128,7 +171,7 @@ pub(crate) enum Guests {
 /// Takes clients from one listener and gives each a thread.
 pub(crate) struct Acceptor {
     pub state: Arc<ProxyState>,
-    pub listener: TcpListener,
+    pub listener: Arc<TcpListener>,
     /// Who comes there.
     pub guests: Guests,
     /// Where new connections stand.

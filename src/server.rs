@@ -98,7 +98,7 @@ impl Server {
     /// [`StartError`]; nothing is left running.
     pub fn start(config: Config, tls: TlsContexts, config_path: &Path) -> Result<Self, StartError> {
         let reuse_port = config.reuse_port;
-        let listeners = listeners(&config)?;
+        let (listeners, is_shared) = listeners(&config)?;
         let addresses = listeners.iter().filter_map(|l| l.local_addr().ok());
         let addresses = addresses.collect();
         let peer_listener = config.own_peer_listener();
@@ -175,20 +175,18 @@ impl Server {
         let numbers = Arc::new(AtomicU64::new(0));
         let acceptor = |listener, guests| Acceptor {
             state: Arc::clone(&server.state),
-            listener,
+            listener: Arc::new(listener),
             guests,
             handshakes: Arc::clone(&server.handshakes),
             numbers: Arc::clone(&numbers),
         };
         for listener in listeners {
-            server
-                .acceptors
-                .start(acceptor(listener, Guests::Clients))?;
+            let acceptor = acceptor(listener, Guests::Clients);
+            server.acceptors.start(acceptor, is_shared)?;
         }
         if let Some(listener) = peer_listener {
-            server
-                .peer_acceptors
-                .start(acceptor(listener, Guests::Peers))?;
+            let acceptor = acceptor(listener, Guests::Peers);
+            server.peer_acceptors.start(acceptor, false)?;
         }
         // Only now, with all threads there, is it true.
         for address in &server.addresses {
@@ -363,19 +361,20 @@ impl Server {
     }
 }
 
-/// Those that were handed over, else as `listen` says.
-fn listeners(config: &Config) -> Result<Vec<TcpListener>, StartError> {
+/// Those that were handed over, else as `listen` says; and whether another process may
+/// have its own beside them.
+fn listeners(config: &Config) -> Result<(Vec<TcpListener>, bool), StartError> {
     let inherited = inherited_listeners().map_err(|source| StartError::Listen {
         address: "a socket of the service manager's".to_owned(),
         source,
     })?;
     if !inherited.is_empty() {
-        return Ok(inherited);
+        // The socket is the service manager's, and stays open.
+        return Ok((inherited, false));
     }
     let listen = config.listen.iter();
-    listen
-        .map(|address| listen_on(address, config.reuse_port))
-        .collect()
+    let listeners = listen.map(|address| listen_on(address, config.reuse_port));
+    Ok((listeners.collect::<Result<_, _>>()?, config.reuse_port))
 }
 
 /// What the admin serves.

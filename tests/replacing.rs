@@ -193,12 +193,7 @@ fn another_process_takes_over_and_no_client_notices() {
         for client in clients {
             let (served, failed) = client.join().unwrap();
             assert!(served > 0);
-            // A connection may meet the socket in the very moment that it closes, where
-            // the kernel does not pass it on (net.ipv4.tcp_migrate_req).
-            assert!(
-                failed.iter().all(|error| error.contains("ConnectionReset")),
-                "{failed:?}"
-            );
+            assert!(failed.is_empty(), "{failed:?}");
         }
     });
     assert!(socket.exists());
