@@ -116,6 +116,38 @@ impl Crew {
         }
     }
 
+    /// Waits for the end of the child of that name, which has been asked for it.
+    ///
+    /// # Errors
+    /// It has not come in time, another one has ended, or somebody asked for the end.
+    pub fn expect_end(&mut self, name: &str, deadline: Instant) -> Result<()> {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.inbox.recv_timeout(left) {
+                Ok(Event::Line { child, text }) => self.remember(&child, &text),
+                Ok(Event::Ended { child }) if child == name => break,
+                Ok(Event::Ended { child }) => {
+                    return failed(format!("{child} has ended by itself:{}", self.last_lines()));
+                }
+                Ok(Event::Interrupt) | Err(RecvTimeoutError::Disconnected) => {
+                    return Err(Stop::Interrupted);
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    return failed(format!("{name} does not end:{}", self.last_lines()));
+                }
+            }
+        }
+        self.children.retain_mut(|child| {
+            let is_it = child.name == name;
+            if is_it {
+                // It has closed its log, and is about to.
+                let _ = child.process.wait();
+            }
+            !is_it
+        });
+        Ok(())
+    }
+
     fn remember(&mut self, child: &str, text: &str) {
         const KEPT_LINES: usize = 15;
         if self.recent.len() == KEPT_LINES {

@@ -15,8 +15,10 @@ use std::process::ExitCode;
 use demo::{Result, Stop, children, failed};
 
 mod act;
+mod load;
 mod ports;
 mod restart;
+mod roll;
 mod session;
 mod settings;
 mod show;
@@ -31,8 +33,11 @@ fn main() -> ExitCode {
         }
         ["--config", config] => run(Path::new(config), false),
         ["--config", config, "--once"] => run(Path::new(config), true),
-        ["--restart", programs] => run_restart(Path::new(programs)),
-        _ => failed("usage: scripts/demo [--once | --restart]"),
+        ["--restart", programs] => {
+            staged(|crew, directory| restart::play(crew, Path::new(programs), directory))
+        }
+        ["--roll"] => staged(roll::play),
+        _ => failed("usage: scripts/demo [--once | --restart], scripts/roll-demo"),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -45,14 +50,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn run_restart(programs: &Path) -> Result<()> {
+/// A story with its own directory and processes.
+fn staged(play: impl FnOnce(children::Crew, &Path) -> Result<()>) -> Result<()> {
     let directory = tempfile::Builder::new()
         .prefix("sqlproxy-demo-")
         .tempdir()?;
     let (events, inbox) = std::sync::mpsc::channel();
     signals::watch(events.clone(), directory.path(), true)?;
-    let crew = children::Crew::new(events, inbox);
-    restart::play(crew, programs, directory.path())
+    play(children::Crew::new(events, inbox), directory.path())
 }
 
 fn run(config: &Path, once: bool) -> Result<()> {

@@ -42,6 +42,7 @@ mod execute;
 mod extended;
 mod faults;
 mod handle;
+mod health;
 mod lexer;
 mod login;
 mod output;
@@ -63,4 +64,5 @@ mod wire;
 
 pub use config::{Auth, Config, Tls};
 pub use faults::{Fault, Faults, Rule, RuleId, Step};
+pub use health::Health;
 pub use pod::Pod;

@@ -1,6 +1,6 @@
 //! Start, stop, kill, and nothing left behind.
 
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -167,4 +167,25 @@ fn the_binary_says_where_it_listens_and_ends_on_sigterm() {
     let goodbye = raw.until_ready().unwrap();
     assert_eq!(goodbye[0].error().0, "57P01");
     assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn its_page_says_503_from_the_moment_that_it_is_to_leave() {
+    let health = sqlpod::Health::start("127.0.0.1:0").unwrap();
+    let ask = || {
+        let mut stream = std::net::TcpStream::connect(health.address()).unwrap();
+        let request = "GET /health?ready=1 HTTP/1.1\r\nHost: pod\r\n\r\n";
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    assert!(ask().starts_with("HTTP/1.1 200 OK\r\n"));
+    health.leave();
+    let answer = ask();
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert!(
+        answer.ends_with("{\"error\": \"node is shutting down\"}\n"),
+        "{answer}"
+    );
 }
