@@ -162,6 +162,7 @@ struct State<S, T> {
     requests_written: u64,
     /// Threads in [`Forwarder::wait_pending_request`].
     cancels_waiting: usize,
+    counts: Counts,
     /// Writes begun towards the client: tells a stalled write from a busy one.
     responses_written: u64,
     order: Option<Order<T>>,
@@ -179,6 +180,18 @@ struct State<S, T> {
     terminate_sent: bool,
     server: Arc<S>,
     resumed: Resumed,
+}
+
+/// What has gone through a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Bytes forwarded to its servers.
+    pub from_client: u64,
+    /// Bytes forwarded to its client.
+    pub to_client: u64,
+    /// Parses with a name that no Close has followed: those that failed and those that a
+    /// DISCARD or DEALLOCATE took away are among them.
+    pub statements: u64,
 }
 
 /// One session's handshake; shared by its two processors and its transfer.
@@ -224,6 +237,7 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
                 request_pending: false,
                 requests_written: 0,
                 cancels_waiting: 0,
+                counts: Counts::default(),
                 responses_written: 0,
                 order: None,
                 in_transaction: None,

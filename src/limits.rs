@@ -122,7 +122,11 @@ struct Need {
 impl Need {
     fn all(config: &Config, machine: &Machine) -> [Self; 6] {
         let workers = as_u64(config.migration.workers);
-        let extra = as_u64(EXTRA_CONNECTIONS + CANCEL_CONNECTIONS + PEER_CONNECTIONS);
+        let peers = match config.own_peer_listener() {
+            Some(_) => PEER_CONNECTIONS,
+            None => 0,
+        };
+        let extra = as_u64(EXTRA_CONNECTIONS + CANCEL_CONNECTIONS + peers);
         let backends = as_u64(config.backends.len());
         let fixed_threads = workers * THREADS_PER_WORKER
             + extra * THREADS_PER_EXTRA_CONNECTION

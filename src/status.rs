@@ -95,6 +95,12 @@ pub(crate) struct SessionStatus {
     pub transaction_seconds: Option<f64>,
     /// How long it has been asked to move.
     pub waiting_seconds: Option<f64>,
+    /// Forwarded to its servers.
+    pub bytes_from_client: u64,
+    /// Forwarded to its client.
+    pub bytes_to_client: u64,
+    /// Statements with a name that its client has prepared by protocol and not closed.
+    pub prepared_statements: u64,
     /// How its last order to move ended.
     pub last_transfer: Option<LastTransferStatus>,
     /// What stands, or stood last, against its moving.
@@ -223,6 +229,9 @@ fn session_status(session: SessionView, now: Instant) -> SessionStatus {
         transaction_seconds: forwarding.in_transaction.map(seconds),
         waiting_seconds: forwarding.ordered.map(seconds),
         cannot_move_because,
+        bytes_from_client: forwarding.counts.from_client,
+        bytes_to_client: forwarding.counts.to_client,
+        prepared_statements: forwarding.counts.statements,
         last_transfer: last_transfer.map(|last| LastTransferStatus {
             round: last.round,
             outcome: last.outcome.as_str().to_owned(),

@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 use std::process::Output;
 
+use postgres_protocol::message::frontend;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support::gate::Gate;
-use crate::support::message::{self, VERSION_3_0};
+use crate::support::message::{self, VERSION_3_0, built};
 use crate::support::metrics::{ADMIN, http_get};
 use crate::support::pods::Pods;
 use crate::support::poll_kernel;
@@ -329,4 +330,47 @@ fn a_backend_is_not_drained_while_a_login_is_on_its_way_there() {
     // It is moved as soon as it has arrived.
     proxy.wait_log(0, |line| line.is("transfer finished"));
     assert_eq!(drain().0, 0);
+}
+
+#[test]
+fn a_session_is_listed_with_what_has_gone_through_it() {
+    let controlled = Controlled::start(2);
+    let mut client = controlled.proxy.login("maria");
+    let numbers = || {
+        let (_, sessions) = controlled.ask_json(&["sessions"]);
+        [
+            "bytes_from_client",
+            "bytes_to_client",
+            "prepared_statements",
+        ]
+        .map(|key| sessions[0][key].as_u64().unwrap())
+    };
+    let [from_client, to_client, prepared] = numbers();
+    assert_eq!(prepared, 0);
+    let question = message::query("SELECT 1");
+    client.send(&question);
+    let answer = client.receive_through(b'Z');
+    let answered: usize = answer.iter().map(|message| message.body.len() + 5).sum();
+    let after = [
+        from_client + question.len() as u64,
+        to_client + answered as u64,
+        0,
+    ];
+    assert_eq!(numbers(), after);
+    let messages = built(|out| {
+        for name in ["one", "two", ""] {
+            frontend::parse(name, "SELECT 1", [], out)?;
+        }
+        frontend::close(b'P', "one", out)?;
+        frontend::close(b'S', "two", out)?;
+        frontend::close(b'S', "", out)?;
+        frontend::sync(out);
+        Ok(())
+    });
+    client.send(&messages);
+    client.receive_through(b'Z');
+    assert_eq!(numbers()[2], 1);
+    // Its own, wherever it is.
+    controlled.proxy.migrate().assert_all_moved(1);
+    assert_eq!(numbers()[2], 1);
 }

@@ -43,6 +43,10 @@ pub enum UnnamedEffect {
     LongParse,
     /// A Close takes it away.
     Close,
+    /// Nothing: the Parse has a name.
+    NamedParse,
+    /// Nothing: the Close is one of a statement with a name.
+    NamedClose,
 }
 
 #[derive(Debug)]

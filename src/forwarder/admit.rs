@@ -134,6 +134,7 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
             *server = Arc::clone(&state.server);
         }
         state.request = Phase::Writing;
+        state.counts.from_client += admitted as u64;
         admitted
     }
 
@@ -148,6 +149,13 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
                 return frame.start;
             }
             state.exchange.request(frame.tag);
+            match frame.unnamed {
+                UnnamedEffect::NamedParse => state.counts.statements += 1,
+                UnnamedEffect::NamedClose => {
+                    state.counts.statements = state.counts.statements.saturating_sub(1);
+                }
+                _ => {}
+            }
             let own = bytes.get(frame.start..).unwrap_or_default();
             state.unnamed.request(frame.tag, frame.unnamed, own);
             state.terminate_sent |= frame.tag == FrontendTag::TERMINATE;
@@ -155,7 +163,8 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
         bytes.len()
     }
 
-    /// Feeds the server's next frames before they are written to the client.
+    /// Feeds the server's next frames, `bytes` in all, before they are written to the
+    /// client.
     /// While the session is suspended it feeds nothing, leaves `buffer` to the
     /// suspension and returns what it was given back for it.
     ///
@@ -164,6 +173,7 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
     pub fn admit_response(
         self: &Arc<Self>,
         frames: &[ResponseFrame],
+        bytes: usize,
         buffer: &mut Vec<u8>,
         server: &mut Arc<S>,
     ) -> Result<ResponseAdmission, Closed> {
@@ -178,6 +188,7 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
             }
             state.response = Phase::Writing;
             state.responses_written += 1;
+            state.counts.to_client += bytes as u64;
             state.hold_ran_out &= !state.exchange.is_answered();
             // At a safe point it stays held until `written`.
             if state.holding_batch && !state.exchange.is_safe() {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Closing, Forwarder, Gate, Order, Phase, Ready, State, Suspension, Ticket};
+use super::{Closing, Counts, Forwarder, Gate, Order, Phase, Ready, State, Suspension, Ticket};
 use crate::exchange::WaitingFor;
 use crate::message::TransactionStatus;
 use crate::metrics::ReasonLabel;
@@ -50,6 +50,8 @@ pub struct View {
     pub ordered: Option<Instant>,
     /// What stands between it and its safe point.
     pub obstacle: Option<Obstacle>,
+    /// What has gone through it.
+    pub counts: Counts,
 }
 
 /// Why a session that was asked to move has not.
@@ -170,6 +172,7 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
             ordered,
             // A write that has begun just now says nothing yet.
             obstacle: state.obstacle(u64::MAX),
+            counts: state.counts,
         }
     }
 

@@ -157,6 +157,7 @@ fn note_request(frames: &mut Vec<RequestFrame>, frame: Scanned<'_>) -> Verdict {
         },
         FrontendTag::CLOSE => match frame.body {
             Some(b"S\0") => UnnamedEffect::Close,
+            Some([b'S', ..]) => UnnamedEffect::NamedClose,
             Some(_) => UnnamedEffect::None,
             None if frame.frame_bytes <= CLOSE_UNNAMED_BYTES => return Verdict::Hold,
             None => UnnamedEffect::None,
@@ -180,6 +181,6 @@ fn effect_of_parse(frame: &Scanned<'_>) -> Option<UnnamedEffect> {
         (0, Some(_)) if bytes <= MAX_UNNAMED_BYTES => UnnamedEffect::Parse { bytes },
         (0, None) if bytes <= MAX_UNNAMED_BYTES => return None,
         (0, _) => UnnamedEffect::LongParse,
-        _ => UnnamedEffect::None,
+        _ => UnnamedEffect::NamedParse,
     })
 }

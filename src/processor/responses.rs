@@ -173,7 +173,7 @@ impl<S: ServerStream, T: Ticket + 'static> Responses<'_, S, T> {
         }
         let forwarder = &self.context.forwarder;
         let buffer = &mut self.reader.buffer.bytes;
-        match forwarder.admit_response(&self.frames, buffer, &mut self.server)? {
+        match forwarder.admit_response(&self.frames, bytes, buffer, &mut self.server)? {
             ResponseAdmission::Forward => {
                 self.position = StreamPosition::InsideMessage;
                 self.context

@@ -238,7 +238,7 @@ impl Model {
                 if count == 0 {
                     continue;
                 }
-                match forwarder.admit_response(&frames, &mut buffer, &mut server)? {
+                match forwarder.admit_response(&frames, count, &mut buffer, &mut server)? {
                     ResponseAdmission::Forward => {
                         let bytes: Vec<_> = buffer.drain(..count).collect();
                         if !self.net.to_client(&bytes) {
