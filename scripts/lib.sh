@@ -59,7 +59,7 @@ postgres_bin() {
 }
 
 # Prints the Debian package of everything in "$@" that is not there.
-# Known things: cc pkg-config libssl openssl postgresql venv.
+# Known things: cc pkg-config libssl openssl postgresql python3 venv.
 missing_packages() {
     local thing
     for thing in "$@"; do
@@ -80,6 +80,7 @@ missing_packages() {
                 fi
             fi
             ;;
+        python3) command -v python3 >/dev/null || echo python3 ;;
         venv) python3 -c 'import ensurepip' 2>/dev/null || echo python3 python3-venv ;;
         *)
             echo "missing_packages: unknown thing: $thing" >&2
@@ -181,6 +182,52 @@ need_drivers() {
     fi
     PATH=$venv/bin:$PATH
 }
+
+# Puts promtool and prometheus first in PATH: the machine's, or those of Debian's package,
+# unpacked below the target directory. Installed, the package would start a server on all
+# addresses, at every boot, that nobody asked for.
+need_prometheus() {
+    if command -v promtool >/dev/null && command -v prometheus >/dev/null; then
+        return
+    fi
+    local directory scratch
+    directory=$(target_directory)/prometheus
+    if ! "$directory/usr/bin/promtool" --version >/dev/null 2>&1; then
+        if ! command -v apt-get >/dev/null; then
+            echo "missing, as Debian names it: prometheus. Install that and run this again." >&2
+            return 1
+        fi
+        say "installing: prometheus, into $directory"
+        scratch=$(mktemp -d)
+        if ! download_package prometheus "$scratch"; then
+            rm -rf "$scratch"
+            return 1
+        fi
+        rm -rf "$directory"
+        dpkg-deb --extract "$scratch"/prometheus_*.deb "$directory"
+        rm -rf "$scratch"
+    fi
+    PATH=$directory/usr/bin:$PATH
+}
+
+# download_package PACKAGE DIRECTORY: fetches Debian's package without installing it, with
+# fresh lists where those there are do not lead to it.
+download_package() (
+    as_root=()
+    [ "$(id -u)" -eq 0 ] || as_root=(sudo -n)
+    # Root's directory is closed to the user that apt would fetch as.
+    fetch() { apt-get download -qq -o APT::Sandbox::User=root "$1" </dev/null; }
+    cd -- "$2" || return
+    if fetch "$1" >fetch.log 2>&1; then
+        return
+    fi
+    "${as_root[@]}" apt-get update -qq </dev/null || say "apt-get update failed; going on with the lists there are"
+    if ! fetch "$1" >fetch.log 2>&1; then
+        cat fetch.log >&2
+        echo "missing, as Debian names it: $1. Install that and run this again." >&2
+        return 1
+    fi
+)
 
 # Prints where cargo puts what it builds, whatever variable or file decides it.
 target_directory() {
