@@ -62,6 +62,7 @@ mod metrics;
 mod moving;
 mod options;
 mod postgresql;
+mod reference;
 mod reload;
 mod replacing;
 mod rest;
