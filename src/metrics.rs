@@ -94,6 +94,27 @@ impl CancelResult {
     }
 }
 
+/// Why clients get no session.  All of them are there from the start, at 0: the first of
+/// its kind would be no increase to Prometheus otherwise.
+const REFUSED: [&str; 16] = [
+    "max_connections",
+    "per_user",
+    "per_database",
+    "network",
+    "too_many_logins",
+    "encryption_required",
+    "protocol_version",
+    "parameter",
+    "no_user",
+    "gssapi",
+    "shutting_down",
+    "no_thread",
+    "no_backend",
+    "backend_down",
+    "backend_lost",
+    "protocol",
+];
+
 /// What can go up and down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Gauge {
@@ -179,6 +200,9 @@ impl Metrics {
                 &["reason"],
             ),
         );
+        for reason in REFUSED {
+            clients_refused.with_label_values(&[reason]);
+        }
         let transfers = Transfers::new(r);
         // Fails where /proc is not to be had; then they are missing.
         let _ = r.register(Box::new(ProcessCollector::for_self()));
@@ -303,6 +327,7 @@ impl Metrics {
 
     /// A client was turned away, for one of a few reasons.
     pub(crate) fn client_refused(&self, reason: &'static str) {
+        debug_assert!(REFUSED.contains(&reason), "{reason} does not begin at 0");
         self.clients_refused.with_label_values(&[reason]).inc();
     }
 

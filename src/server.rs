@@ -135,6 +135,8 @@ impl Server {
             config: Arc::new(RwLock::new(Arc::new(config))),
             tls: RwLock::new(Arc::new(tls)),
         });
+        let certificates = reload::certificates(&state.config.read());
+        state.metrics.config_read(true, &certificates);
         let admin = match admin {
             Some(listener) => Some(Admin::start(listener, pages(&state))?),
             None => None,

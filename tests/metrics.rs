@@ -11,6 +11,7 @@ use crate::support::pods::Pods;
 use crate::support::proxy::{Outcome, Proxy, Setup};
 use crate::support::server::Server;
 use crate::support::wire::Wire;
+use crate::tls::certs::{Files, authority};
 
 const ACCEPTED: (&str, i64) = ("proxy_sql_accepted_conns", 1);
 const OPENED: (&str, i64) = ("proxy_sql_successful_conns", 1);
@@ -281,4 +282,40 @@ fn the_readme_names_every_metric_and_no_other() {
             "the README invents {name}"
         );
     }
+}
+
+/// Prometheus sees no increase where a series is born with its first event, and an alert
+/// on a certificate must not wait for a reload.
+#[test]
+fn what_can_happen_is_there_before_it_does() {
+    let server = Server::echoing();
+    let (files, own) = (Files::new(), authority("ca").issue("proxy"));
+    let (cert, key) = (files.cert("own.crt", &own), files.key("own.key", &own));
+    let lines = format!(
+        "[client_tls]\ncert_file = \"{}\"\nkey_file = \"{}\"",
+        cert.display(),
+        key.display()
+    );
+    let proxy = Setup::new(&[server.address()])
+        .top(ADMIN)
+        .section(&lines)
+        .start();
+    let (_, text) = http_get(&proxy, "/metrics");
+    let sample = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        let value = line.unwrap_or_else(|| panic!("no {name} in {text}"));
+        value.trim().parse::<f64>().unwrap()
+    };
+    assert_eq!(sample("sqlproxy_config_last_reload_successful "), 1.0);
+    assert!(sample("sqlproxy_config_last_reload_timestamp_seconds ") > 0.0);
+    let expiry = text
+        .lines()
+        .filter(|line| line.starts_with("sqlproxy_certificate_expiry_timestamp_seconds{"));
+    assert_eq!(expiry.count(), 1, "{text}");
+    let refused = text
+        .lines()
+        .filter(|line| line.starts_with("sqlproxy_clients_refused_total{"));
+    assert_eq!(refused.count(), 16);
+    let reason = "sqlproxy_clients_refused_total{reason=\"max_connections\"} ";
+    assert_eq!(sample(reason), 0.0);
 }

@@ -2,7 +2,7 @@
 //!
 //! Set from a [`Reading`] under the scrape's lock, so that one scrape shows one state.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use prometheus::{Gauge, IntGauge, IntGaugeVec, Opts, Registry};
 
@@ -103,15 +103,20 @@ impl Gauges {
         for vector in [&self.sessions, &self.pending, &self.up, &self.draining] {
             vector.reset();
         }
+        let mut known = BTreeSet::new();
         for backend in &reading.backends {
             let name = [backend.name.as_str()];
+            // Two of one name, where a reload has changed its address and sessions are
+            // left on the old one, which comes last.
             self.sessions
                 .with_label_values(&name)
-                .set(count(backend.sessions));
-            self.up.with_label_values(&name).set(backend.up.into());
-            self.draining
-                .with_label_values(&name)
-                .set(backend.draining.into());
+                .add(count(backend.sessions));
+            if known.insert(&backend.name) {
+                self.up.with_label_values(&name).set(backend.up.into());
+                self.draining
+                    .with_label_values(&name)
+                    .set(backend.draining.into());
+            }
         }
         for ((backend, reason), sessions) in &reading.pending {
             self.pending

@@ -160,7 +160,16 @@ fn a_scrape_shows_the_state_and_nothing_that_is_gone() {
         draining: false,
     };
     let mut reading = Reading {
-        backends: vec![backend("a"), backend("b")],
+        backends: vec![
+            backend("a"),
+            backend("b"),
+            // Left over from a reload that changed its address.
+            BackendReading {
+                up: false,
+                draining: true,
+                ..backend("b")
+            },
+        ],
         sessions_max: 5000,
         ..Reading::default()
     };
@@ -171,6 +180,7 @@ fn a_scrape_shows_the_state_and_nothing_that_is_gone() {
     let text = metrics.encode(&reading);
     for (name, expected) in [
         ("sqlproxy_sessions{backend=\"a\"}", 3.0),
+        ("sqlproxy_sessions{backend=\"b\"}", 6.0),
         ("sqlproxy_sessions_max", 5000.0),
         ("sqlproxy_sessions_held", 0.0),
         ("sqlproxy_backend_up{backend=\"b\"}", 1.0),

@@ -97,7 +97,7 @@ impl Server {
 
 /// The files with certificates that the configuration names, and until when each is
 /// valid.
-fn certificates(config: &Config) -> Vec<(String, i64)> {
+pub(super) fn certificates(config: &Config) -> Vec<(String, i64)> {
     let client = config.client_tls.as_ref();
     let files = [
         client.map(|tls| &tls.cert_file),
