@@ -1,8 +1,9 @@
-//! What the demo and the soak share: the programs they start and the log that
-//! these write.
+//! What the demo, the soak and the bench share: the programs they start and the log
+//! that these write.
 
 pub mod children;
 pub mod log_line;
+pub mod postgresql;
 
 /// Why a run ends before its end.
 #[derive(Debug)]

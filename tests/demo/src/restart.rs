@@ -1,18 +1,18 @@
 //! The second story: the only PostgreSQL restarts under live sessions.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use demo::children::{Child, Crew};
+use demo::children::Crew;
 use demo::log_line::Line;
+use demo::postgresql::{Server, connect, run};
 use demo::{Result, Stop, failed};
-use postgres::{Client, Config, NoTls, Statement};
-use rustix::process::Signal;
+use postgres::{Client, Statement};
 
 use crate::act::own_sockets;
 use crate::show::Show;
@@ -21,8 +21,6 @@ const PROXY: &str = "sqlproxy";
 /// The backend's name in the proxy's file.
 const BACKEND: &str = "pg-1";
 const PATIENCE: Duration = Duration::from_secs(30);
-/// The account that PostgreSQL runs as where the demo is root, which it refuses.
-const ACCOUNT: &str = "postgres";
 
 const PEOPLE: [(&str, &str); 4] = [
     ("alice", "Asia/Tokyo"),
@@ -30,147 +28,6 @@ const PEOPLE: [(&str, &str); 4] = [
     ("carol", "Europe/Oslo"),
     ("dave", "Africa/Cairo"),
 ];
-
-/// The one server.
-struct Server<'a> {
-    programs: &'a Path,
-    data: PathBuf,
-    port: u16,
-    process: Option<Child>,
-}
-
-impl<'a> Server<'a> {
-    fn make(programs: &'a Path, directory: &Path) -> Result<Self> {
-        let data = directory.join("data");
-        std::fs::create_dir(&data)?;
-        if rustix::process::geteuid().is_root() {
-            // Its own directory, and the way there.
-            run(Command::new("chmod").arg("711").arg(directory))?;
-            run(Command::new("chown").arg(ACCOUNT).arg(&data))?;
-        }
-        let initdb = programs.join("initdb").display().to_string();
-        let (program, mut arguments) = as_account(&initdb);
-        arguments.extend(
-            [
-                "--no-sync",
-                "--auth=trust",
-                "--username=demo",
-                "--encoding=UTF8",
-                "--locale=C",
-                "--pgdata",
-                &data.display().to_string(),
-            ]
-            .map(str::to_owned),
-        );
-        run(Command::new(program).args(arguments).current_dir("/"))?;
-        // Free when this line ends, and taken again by the server.
-        let port = std::net::TcpListener::bind("127.0.0.1:0")?
-            .local_addr()?
-            .port();
-        Ok(Self {
-            programs,
-            data,
-            port,
-            process: None,
-        })
-    }
-
-    fn address(&self) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], self.port))
-    }
-
-    /// Starts it and waits until it takes logins.
-    fn start(&mut self) -> Result<u32> {
-        let postgres = self.programs.join("postgres").display().to_string();
-        let (program, mut arguments) = as_account(&postgres);
-        arguments.extend(
-            [
-                "-D",
-                &self.data.display().to_string(),
-                "-h",
-                "127.0.0.1",
-                "-p",
-                &self.port.to_string(),
-                "-k",
-                "",
-                "-c",
-                "fsync=off",
-            ]
-            .map(str::to_owned),
-        );
-        // Nobody reads its log here.
-        let (events, _) = std::sync::mpsc::channel();
-        let process = Child::start("postgres", &program, &arguments, &events)?;
-        let pid = process.pid();
-        self.process = Some(process);
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            match connect(self.address(), "demo") {
-                Ok(_) => return Ok(pid),
-                Err(_) if Instant::now() < deadline => {
-                    thread::sleep(Duration::from_millis(10));
-                }
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    /// Ends it as `pg_ctl stop -m fast` does: every session of its own with it.
-    fn stop(&mut self) -> Result<()> {
-        if let Some(process) = self.process.take() {
-            process.signal(Signal::INT)?;
-            // Waits for its end.
-            drop(process);
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Server<'_> {
-    fn drop(&mut self) {
-        // It has ended where this fails.
-        let _ = self.stop();
-    }
-}
-
-/// `program` as a user that PostgreSQL runs as, and its first arguments.
-fn as_account(program: &str) -> (String, Vec<String>) {
-    if !rustix::process::geteuid().is_root() {
-        return (program.to_owned(), Vec::new());
-    }
-    // The change of account would take away that it ends with its parent.
-    let arguments = [
-        "--pdeathsig",
-        "INT",
-        "--reuid",
-        ACCOUNT,
-        "--regid",
-        ACCOUNT,
-        "--clear-groups",
-    ];
-    let mut arguments: Vec<_> = arguments.map(str::to_owned).into();
-    arguments.extend(["--".to_owned(), program.to_owned()]);
-    ("/usr/bin/setpriv".to_owned(), arguments)
-}
-
-fn run(command: &mut Command) -> Result<String> {
-    let output = command.output()?;
-    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    if output.status.success() {
-        return Ok(text);
-    }
-    failed(format!("{command:?}: {text}"))
-}
-
-fn connect(address: SocketAddr, user: &str) -> Result<Client> {
-    Ok(Config::new()
-        .host(&address.ip().to_string())
-        .port(address.port())
-        .user(user)
-        .dbname("postgres")
-        .connect_timeout(Duration::from_secs(10))
-        .connect(NoTls)?)
-}
 
 /// One client with state of its own.
 struct Session {
@@ -182,7 +39,7 @@ struct Session {
 
 impl Session {
     fn open(proxy: SocketAddr, (name, time_zone): (&'static str, &'static str)) -> Result<Self> {
-        let mut client = connect(proxy, "demo")?;
+        let mut client = connect(proxy)?;
         client.batch_execute(&format!(
             "SET application_name = '{name} at the demo'; SET TimeZone = '{time_zone}'"
         ))?;
@@ -220,7 +77,7 @@ struct Busy {
 
 impl Busy {
     fn start(proxy: SocketAddr) -> Result<Self> {
-        let mut client = connect(proxy, "demo")?;
+        let mut client = connect(proxy)?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = thread::spawn(move || {
@@ -252,7 +109,7 @@ pub(crate) fn play(mut crew: Crew, programs: &Path, directory: &Path) -> Result<
 
     show.chapter("One PostgreSQL, one proxy");
     let mut server = Server::make(programs, directory)?;
-    let pid = server.start()?;
+    let pid = server.start(&[])?;
     show.say(&format!("{:<9} {}   pid {pid}", BACKEND, server.address()));
     let config = directory.join("proxy.conf");
     std::fs::write(&config, configuration(server.address()))?;
@@ -286,7 +143,7 @@ pub(crate) fn play(mut crew: Crew, programs: &Path, directory: &Path) -> Result<
     show.say("stop -m fast, start");
     let stopped = Instant::now();
     server.stop()?;
-    server.start()?;
+    server.start(&[])?;
     let restart = stopped.elapsed();
     show.say(&format!(
         "the server was away for {} ms; the proxy logs:",
@@ -343,7 +200,7 @@ fn configuration(server: SocketAddr) -> String {
 }
 
 fn started(server: &Server<'_>) -> Result<String> {
-    let mut client = connect(server.address(), "demo")?;
+    let mut client = connect(server.address())?;
     let row = client.query_one("SELECT pg_postmaster_start_time()::text", &[])?;
     Ok(row.get(0))
 }
