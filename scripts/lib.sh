@@ -59,7 +59,7 @@ postgres_bin() {
 }
 
 # Prints the Debian package of everything in "$@" that is not there.
-# Known things: cc pkg-config libssl openssl postgresql python3 venv.
+# Known things: cc haproxy libssl openssl pgbouncer pkg-config postgresql python3 venv.
 missing_packages() {
     local thing
     for thing in "$@"; do
@@ -81,6 +81,10 @@ missing_packages() {
             fi
             ;;
         python3) command -v python3 >/dev/null || echo python3 ;;
+        haproxy | pgbouncer)
+            # Daemons, which are not in everybody's path.
+            PATH=$PATH:/usr/sbin:/usr/local/sbin command -v "$thing" >/dev/null || echo "$thing"
+            ;;
         venv) python3 -c 'import ensurepip' 2>/dev/null || echo python3 python3-venv ;;
         *)
             echo "missing_packages: unknown thing: $thing" >&2
@@ -125,6 +129,13 @@ need_packages() {
         echo 'create_main_cluster = false' | "${as_root[@]}" tee -a "$cluster_conf" >/dev/null
         ;;
     esac
+    # Other daemons' packages start them as a service, unless this says no.
+    local policy=/usr/sbin/policy-rc.d had_policy=yes
+    if [ ! -e "$policy" ]; then
+        had_policy=
+        printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
+        "${as_root[@]}" chmod 755 "$policy"
+    fi
 
     local status=0 log
     log=$(mktemp)
@@ -133,6 +144,9 @@ need_packages() {
         --no-install-recommends -o Dpkg::Use-Pty=0 -o Dpkg::Options::=--force-confold \
         $packages </dev/null >"$log" 2>&1 || status=$?
 
+    if [ -z "$had_policy" ]; then
+        "${as_root[@]}" rm -f "$policy"
+    fi
     if [ -n "$had_conf" ]; then
         if [ -s "$had_conf" ]; then
             "${as_root[@]}" tee "$cluster_conf" <"$had_conf" >/dev/null

@@ -1,0 +1,80 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use demo::Stop;
+
+/// What the run is to be.
+pub(crate) struct Options {
+    /// The directory with PostgreSQL's programs.
+    pub(crate) postgres: PathBuf,
+    pub(crate) quick: bool,
+    pub(crate) rounds: usize,
+    /// Of one load before one peer.
+    pub(crate) time: Duration,
+    pub(crate) only: Vec<String>,
+    pub(crate) beside: Vec<(String, PathBuf)>,
+    pub(crate) patience: Duration,
+    pub(crate) idle_clients: usize,
+    /// What a bulk transfer moves at least.
+    pub(crate) bulk_bytes: u64,
+    pub(crate) samples: Option<PathBuf>,
+    pub(crate) plot: Option<PathBuf>,
+}
+
+impl Options {
+    /// Reads the command line; the text says what is wrong with it.
+    pub(crate) fn parse(parser: lexopt::Parser) -> demo::Result<Self> {
+        Self::read(parser)
+            .map_err(|error| Stop::Failed(format!("{error}; see scripts/bench --help")))
+    }
+
+    fn read(mut parser: lexopt::Parser) -> Result<Self, lexopt::Error> {
+        use lexopt::prelude::*;
+
+        let (mut postgres, mut quick, mut rounds, mut seconds) = (None, false, None, None);
+        let (mut only, mut beside, mut patience) = (Vec::new(), Vec::new(), None);
+        let (mut samples, mut plot) = (None, None);
+        while let Some(option) = parser.next()? {
+            match option {
+                // Given by the script.
+                Long("postgres") => postgres = Some(parser.value()?.into()),
+                Long("quick") => quick = true,
+                Long("rounds") => rounds = Some(parser.value()?.parse()?),
+                Long("seconds") => seconds = Some(parser.value()?.parse()?),
+                Long("only") => only.push(parser.value()?.string()?),
+                Long("beside") => beside.push(named_program(&parser.value()?.string()?)?),
+                Long("patience") => patience = Some(parser.value()?.parse()?),
+                Long("samples") => samples = Some(parser.value()?.into()),
+                Long("plot") => plot = Some(parser.value()?.into()),
+                other => return Err(other.unexpected()),
+            }
+        }
+        let rounds = rounds.unwrap_or(if quick { 2 } else { 5 });
+        let seconds = seconds.unwrap_or(if quick { 1 } else { 2 });
+        if rounds == 0 || seconds == 0 {
+            return Err("a figure takes a round and a second at least".into());
+        }
+        Ok(Self {
+            postgres: postgres.ok_or("--postgres is missing: run scripts/bench")?,
+            quick,
+            rounds,
+            time: Duration::from_secs(seconds),
+            only,
+            beside,
+            patience: Duration::from_secs(patience.unwrap_or(if quick { 10 } else { 120 })),
+            idle_clients: if quick { 200 } else { 1000 },
+            bulk_bytes: if quick { 256 << 20 } else { 1 << 30 },
+            samples,
+            plot,
+        })
+    }
+}
+
+fn named_program(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, program)) => Ok((name.to_owned(), program.into())),
+        None => Err(format!("{text:?} is not NAME=PROGRAM")),
+    }
+}
