@@ -23,6 +23,7 @@
 //! | a share of the sessions, a network, an idle session | limits |
 //! | a log line is forged, swollen or lost, or the log stops the proxy | logging |
 //! | a message costs more system calls | cost |
+//! | a message allocates | `tests/allocations.rs`, a program of its own |
 //! | it uses a core while nothing happens | rest |
 //! | the end: SIGTERM, last messages, exit codes | shutdown |
 //! | command line, configuration errors | options, `src/config/tests.rs` |

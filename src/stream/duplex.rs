@@ -45,8 +45,11 @@ const RECORD_BODY_BYTES: usize = 16 * 1024;
 /// What a record costs on top: header, content type, nonce and tag of every
 /// cipher on offer, rounded up.
 const RECORD_OVERHEAD_BYTES: usize = 64;
-/// Room for outgoing records that is kept while nothing is sent.
+/// Room for outgoing records that is kept while nothing much is sent.
 const IDLE_OUTGOING_BYTES: usize = 2 * 1024;
+/// So many writes in a row that need no more give a larger room back: fewer stand
+/// between two answers of one program, and would have it taken anew for each.
+const SMALL_WRITES: u32 = 100;
 /// The least that a read offers the library.
 const LEAST_READ_BYTES: usize = 512;
 /// A peer that makes us answer this much and reads none of it means no good:
@@ -114,6 +117,8 @@ struct Core {
     /// A writer stands between its first record and its last: it also sends
     /// what the reader leaves in the transport.
     writing: bool,
+    /// In a row, as far as [`SMALL_WRITES`].
+    small_writes: u32,
     /// No more is to be sent; a writer under way still has to say so.
     write_closed: bool,
     /// The peer's close_notify has come.
@@ -231,6 +236,7 @@ impl Duplex {
             core: Mutex::new(Core {
                 engine,
                 writing: false,
+                small_writes: 0,
                 write_closed: false,
                 read_closed: false,
                 failed: None,
@@ -317,7 +323,11 @@ impl Duplex {
         core.writing = false;
         if core.write_closed {
             self.end_write(&mut core);
-        } else if bytes.len() < IDLE_OUTGOING_BYTES / 2 {
+        } else if bytes.len() >= IDLE_OUTGOING_BYTES / 2 {
+            core.small_writes = 0;
+        } else if core.small_writes < SMALL_WRITES {
+            core.small_writes += 1;
+        } else {
             shrink_outgoing(&mut core);
         }
         Ok(())
