@@ -59,7 +59,8 @@ postgres_bin() {
 }
 
 # Prints the Debian package of everything in "$@" that is not there.
-# Known things: cc haproxy libssl openssl pgbouncer pkg-config postgresql python3 venv.
+# Known things: cc dpkg-dev haproxy libssl man openssl pgbouncer pkg-config postgresql python3
+# systemd venv.
 missing_packages() {
     local thing
     for thing in "$@"; do
@@ -85,6 +86,9 @@ missing_packages() {
             # Daemons, which are not in everybody's path.
             PATH=$PATH:/usr/sbin:/usr/local/sbin command -v "$thing" >/dev/null || echo "$thing"
             ;;
+        dpkg-dev) command -v dpkg-shlibdeps >/dev/null || echo dpkg-dev ;;
+        man) command -v man >/dev/null || echo man-db ;;
+        systemd) [ -x /lib/systemd/systemd ] || echo systemd ;;
         venv) python3 -c 'import ensurepip' 2>/dev/null || echo python3 python3-venv ;;
         *)
             echo "missing_packages: unknown thing: $thing" >&2
@@ -242,6 +246,25 @@ download_package() (
         return 1
     fi
 )
+
+# Sets cargo_deb to a cargo-deb of the version that was looked at: the machine's, or one of
+# our own below the target directory. Unoptimized it is built in a third of the time, and
+# has little to do.
+need_cargo_deb() {
+    local version=3.8.0 tools
+    cargo_deb=$(command -v cargo-deb || true)
+    if [ -n "$cargo_deb" ] && [ "$("$cargo_deb" --version)" = "cargo-deb $version" ]; then
+        return
+    fi
+    tools=$(target_directory)/tools
+    cargo_deb=$tools/bin/cargo-deb
+    if [ "$("$cargo_deb" --version 2>/dev/null)" != "cargo-deb $version" ]; then
+        say "installing: cargo-deb $version, into $tools"
+        cargo install --quiet --locked --debug --no-default-features --version "$version" \
+            --root "$tools" --target-dir "$tools/build" cargo-deb </dev/null
+        rm -r "$tools/build"
+    fi
+}
 
 # Prints where cargo puts what it builds, whatever variable or file decides it.
 target_directory() {
