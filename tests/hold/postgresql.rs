@@ -12,6 +12,8 @@ use crate::support::postgres::{Cluster, USER};
 use crate::support::proxy::{Outcome, Proxy};
 use crate::support::psql::Psql;
 use crate::support::wire::Wire;
+use crate::tls::certs::{authority, write_secret};
+use crate::tls::rig::{Site, tls_login};
 
 use super::{fates, hold_all, login, setup, wait_finished};
 
@@ -329,4 +331,134 @@ fn psql_goes_through_five_restarts() {
         assert_eq!(psql.run("SHOW application_name;"), ["still me"]);
         assert_eq!(psql.run("EXECUTE kept;"), ["prepared"]);
     }
+}
+
+#[test]
+fn tls_on_both_legs_outlives_a_restart() {
+    let (site, root) = (Site::new(), authority("the root"));
+    let certificate = root.issue("127.0.0.1");
+    let mut cluster = Cluster::start(&["ssl = on"], |data| {
+        let pem = certificate.cert.to_pem().unwrap();
+        std::fs::write(data.join("server.crt"), pem).unwrap();
+        let key = certificate.key.private_key_to_pem_pkcs8().unwrap();
+        write_secret(&data.join("server.key"), &key);
+    });
+    let ca = site.files.cert("servers.crt", &root);
+    let proxy = setup(&cluster, "60s")
+        .section(&site.client_tls("require", ""))
+        .section(&format!(
+            "[server_tls]\nsslmode = \"verify-full\"\nca_file = \"{}\"",
+            ca.display()
+        ))
+        .start();
+    let mut client = tls_login(proxy.address(), USER);
+    super::wait_sessions(&proxy, 1);
+    client.rows("SET application_name = 'still me'");
+    for _ in 0..3 {
+        let position = proxy.log().position();
+        hold_all(&proxy, 1);
+        client.send(&query(
+            "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()",
+        ));
+        cluster.stop();
+        cluster.start_again();
+        let answer = client.receive_through(b'Z');
+        let row = answer.iter().find(|message| message.tag == b'D').unwrap();
+        assert_eq!(row.values(), [Some("t".to_owned())]);
+        assert_eq!(client.value("SHOW application_name"), "still me");
+        assert_eq!(fates(&wait_finished(&proxy, position)), [1, 0, 0]);
+    }
+}
+
+#[test]
+fn a_standby_that_is_behind_is_waited_for() {
+    let mut primary = Cluster::start(&[], |_| {});
+    let standby = primary.standby();
+    let setup = setup(&primary, "60s").backend("standby", standby.address(), "draining");
+    let proxy = setup.start();
+    let mut client = login(&proxy);
+    client.rows("CREATE TABLE committed (a int)");
+    let mut behind = standby.client();
+    let caught_up = "SELECT count(*) FROM pg_class WHERE relname = 'committed'";
+    poll_kernel(
+        || behind.query_one(caught_up, &[]).unwrap().get::<_, i64>(0) == 1,
+        || "the standby does not follow".to_owned(),
+    );
+    // What comes now is received and not replayed.
+    behind.execute("SELECT pg_wal_replay_pause()", &[]).unwrap();
+    client.rows("INSERT INTO committed VALUES (1)");
+    let paused = "SELECT pg_get_wal_replay_pause_state()";
+    poll_kernel(
+        || behind.query_one(paused, &[]).unwrap().get::<_, String>(0) == "paused",
+        || "the standby is not paused".to_owned(),
+    );
+    client.rows("INSERT INTO committed VALUES (2)");
+    hold_all(&proxy, 1);
+    client.send(&query("SELECT count(*) FROM committed"));
+    primary.stop();
+    proxy.reconfigure(&setup.clone().state(0, "draining").state(1, "active").text());
+    // Promoting replays the rest.
+    behind.execute("SELECT pg_promote()", &[]).unwrap();
+    let answer = client.receive_through(b'Z');
+    let row = answer.iter().find(|message| message.tag == b'D').unwrap();
+    assert_eq!(row.values(), [Some("2".to_owned())]);
+}
+
+/// What pgbench says of a run's slowest transaction, in milliseconds, by its own log.
+fn slowest(log: &std::path::Path) -> f64 {
+    let lines = std::fs::read_dir(log).unwrap().flat_map(|file| {
+        let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+        text.lines().map(str::to_owned).collect::<Vec<_>>()
+    });
+    // client, number, microseconds, …
+    let micros = lines.filter_map(|line| line.split(' ').nth(2)?.parse::<f64>().ok());
+    micros.fold(0.0, f64::max) / 1000.0
+}
+
+/// The pause is the restart's, with some room for both ways: no transaction waits for
+/// a time-out of its own.
+#[test]
+fn no_transaction_waits_longer_than_the_server_was_away() {
+    let mut cluster = Cluster::start(&[], |_| {});
+    let proxy = setup(&cluster, "60s").start();
+    super::pgbench(&proxy, &["-i", "-q", "-s", "1"]);
+    let directory = tempfile::tempdir().unwrap();
+    let prefix = directory.path().join("log").display().to_string();
+    let arguments = [
+        "-n",
+        "-c",
+        "8",
+        "-j",
+        "8",
+        "-T",
+        "6",
+        "-l",
+        "--log-prefix",
+        &prefix,
+    ];
+    let mut bench = super::start_pgbench(&proxy, &arguments);
+    super::wait_sessions(&proxy, 8);
+    let mut longest = 0.0_f64;
+    while bench.try_wait().unwrap().is_none() {
+        let position = proxy.log().position();
+        let began = std::time::Instant::now();
+        let (code, text) = proxy.ask(&["hold", "pod-0", "--wait", "30s"]);
+        assert_eq!(code, 0, "{text}");
+        cluster.stop();
+        cluster.start_again();
+        proxy.ask(&["release", "pod-0"]);
+        wait_finished(&proxy, position);
+        longest = longest.max(began.elapsed().as_secs_f64() * 1000.0);
+    }
+    let output = bench.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let slowest = slowest(directory.path());
+    assert!(slowest > 0.0, "pgbench has logged nothing");
+    // Two pauses may follow each other, on a machine that may be slow; the proxy's own
+    // time-outs are longer.
+    let most = 2.0 * longest + 5_000.0;
+    assert!(
+        slowest <= most,
+        "{slowest} ms, the longest pause was {longest} ms"
+    );
 }

@@ -128,7 +128,7 @@ impl Files {
 }
 
 /// What nobody but its owner may read.
-pub(super) fn write_secret(path: &Path, bytes: &[u8]) {
+pub(crate) fn write_secret(path: &Path, bytes: &[u8]) {
     std::fs::write(path, bytes).unwrap();
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
 }
