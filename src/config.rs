@@ -227,7 +227,7 @@ impl Config {
             server_tls,
             limits: read_limits(&root)?,
             log: read_log(&root)?,
-            migration: read_migration(&root, dialect)?,
+            migration: read_migration(&root, dialect, login)?,
             login,
             passfile,
             peers: read_peers(&root)?,

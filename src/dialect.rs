@@ -53,12 +53,13 @@ impl Dialect {
         }
     }
 
-    /// How long a session's state may wait for its server; `None`: for ever.
+    /// How long a session's state may wait for its server, which the proxy gets into by
+    /// `login`; `None`: for ever.
     #[must_use]
-    pub(crate) const fn longest_hold(self) -> Option<Duration> {
-        match self {
-            Self::CockroachDb => Some(cockroachdb::TOKEN_LIFETIME),
-            Self::PostgreSql => None,
+    pub(crate) const fn longest_hold(self, login: Option<LoginMethod>) -> Option<Duration> {
+        match (self, login) {
+            (Self::CockroachDb, None) => Some(cockroachdb::TOKEN_LIFETIME),
+            (Self::CockroachDb, Some(_)) | (Self::PostgreSql, _) => None,
         }
     }
 
@@ -74,7 +75,7 @@ impl Dialect {
         custom_names: &Arc<CustomNames>,
     ) -> Result<Box<dyn SessionTransfer>, &'static str> {
         match (self, login) {
-            (Self::CockroachDb, _) => Ok(Box::new(cockroachdb::Transfer)),
+            (Self::CockroachDb, login) => Ok(Box::new(cockroachdb::Transfer { login })),
             (Self::PostgreSql, Some(_)) if postgresql::is_replication(startup) => {
                 Err("replication connection")
             }
@@ -119,6 +120,18 @@ pub enum LoginMethod {
     Cert,
     /// By the user's password, from a file.
     Passfile,
+}
+
+impl LoginMethod {
+    /// What a server should let a session in by, for the error where it asks for something
+    /// else.
+    const fn lets_in_by(self) -> &'static str {
+        match self {
+            Self::Trust => "nothing, as [login] method = \"trust\" says",
+            Self::Cert => "the proxy's certificate, as [login] method = \"cert\" says",
+            Self::Passfile => "none that the file of [login] has for it",
+        }
+    }
 }
 
 /// A dialect's way to move a session.

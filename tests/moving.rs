@@ -10,3 +10,4 @@ mod migration;
 mod transfer;
 mod unnamed;
 mod waiting;
+mod without_tokens;

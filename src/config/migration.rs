@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::ConfigError;
 use super::reader::Section;
-use crate::dialect::Dialect;
+use crate::dialect::{Dialect, LoginMethod};
 
 /// The original's limit on one transfer.
 const DEFAULT_TRANSFER_TIMEOUT: Duration = Duration::from_secs(15);
@@ -66,6 +66,7 @@ impl Default for Migration {
 pub(super) fn read_migration(
     root: &Section<'_>,
     dialect: Dialect,
+    login: Option<LoginMethod>,
 ) -> Result<Migration, ConfigError> {
     let defaults = Migration::default();
     let keys = &[
@@ -82,7 +83,7 @@ pub(super) fn read_migration(
         return Ok(defaults);
     };
     let hold = section.duration("hold")?.unwrap_or(defaults.hold);
-    if let Some(longest) = dialect.longest_hold()
+    if let Some(longest) = dialect.longest_hold(login)
         && hold > longest
     {
         let longest = humantime::format_duration(longest);

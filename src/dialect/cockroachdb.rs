@@ -2,8 +2,10 @@
 //!
 //! Two statements: `SHOW TRANSFER STATE WITH '<key>'` on the old server and
 //! `SELECT crdb_internal.deserialize_session(...)` on the new one, which lets the
-//! session in by a revival token in the startup packet.  The answers are looked at
-//! to the letter before anything is believed: columns, key, tag, ReadyForQuery.
+//! session in by a revival token in the startup packet.  Where the proxy can log in
+//! (`[login]`), `crdb_internal.serialize_session()` on the old one, and no token: only a
+//! tenant's cluster has those.  The answers are looked at to the letter before anything
+//! is believed: columns, key, tag, ReadyForQuery.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,7 +15,8 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use uuid::Uuid;
 
 use super::{
-    Answer, BadAnswer, Conversation, Request, SessionState, SessionTransfer, Turn, Unsupported,
+    Answer, BadAnswer, Conversation, LoginMethod, Request, SessionState, SessionTransfer, Turn,
+    Unsupported,
 };
 use crate::error::{Error, Refusal, shown};
 use crate::message::{BackendTag, ErrorFields, FrontendTag, put_message, query};
@@ -26,6 +29,7 @@ const STATE_COLUMNS: [&[u8]; 4] = [
     b"session_revival_token_base64",
     b"transfer_key",
 ];
+const STATE_COLUMN: &[u8] = b"session_state_base64";
 const RESTORE_COLUMN: &[u8] = b"crdb_internal.deserialize_session";
 
 /// The token of a transferred session.  Whoever sends it logs in without any
@@ -43,7 +47,8 @@ const REMOTE_ADDRESS: &[u8] = b"crdb:remote_addr";
 const TOKENS_UNSUPPORTED: Unsupported = Unsupported {
     refusal: "session revival tokens are not supported on this cluster",
     setting: "server.user_login.session_revival_token.enabled",
-    advice: "enable the setting on the SQL servers; only a tenant's cluster has it",
+    advice: "enable the setting on the SQL servers, which only a tenant's cluster has; elsewhere \
+             let the proxy log in: [login]",
 };
 
 /// Refuses a startup packet with a revival token, whatever the dialect: a node of
@@ -61,7 +66,10 @@ pub(super) fn prepare_startup(startup: &mut StartupPacket, client: SocketAddr) {
 }
 
 /// Transfers sessions by the server's own two statements.
-pub(super) struct Transfer;
+pub(super) struct Transfer {
+    /// How the proxy logs in on the new server; `None`: by a token of the old one.
+    pub(super) login: Option<LoginMethod>,
+}
 
 impl SessionTransfer for Transfer {
     fn capture(
@@ -69,10 +77,14 @@ impl SessionTransfer for Transfer {
         _login: &Parameters,
         unnamed: Option<&[u8]>,
     ) -> Box<dyn Conversation<Box<dyn SessionState>>> {
-        Box::new(StateQuery {
-            key: Uuid::new_v4(),
-            unnamed: unnamed.map(<[u8]>::to_vec),
-        })
+        let unnamed = unnamed.map(<[u8]>::to_vec);
+        match self.login {
+            None => Box::new(StateQuery {
+                key: Uuid::new_v4(),
+                unnamed,
+            }),
+            Some(login) => Box::new(Serialization { login, unnamed }),
+        }
     }
 }
 
@@ -113,27 +125,69 @@ impl Conversation<Box<dyn SessionState>> for StateQuery {
         let (Some(state), Some(token)) = (state, token) else {
             return malformed("neither an error nor a state");
         };
-        // Decoded for two reasons: its length, and that nothing but base64 gets
-        // into the text of the restoring statement.
-        let (Ok(decoded), Ok(text)) = (BASE64.decode(state), std::str::from_utf8(state)) else {
-            return malformed("the state is not base64");
-        };
         if token.is_empty() || BASE64.decode(token).is_err() {
             return malformed("the token is not base64");
         }
-        Ok(Turn::Done(Box::new(SerializedSession {
-            state_base64: text.to_owned(),
-            token: token.to_vec(),
-            state_bytes: decoded.len(),
-        })))
+        SerializedSession::read(state, Entry::Token(token.to_vec()))
     }
 }
 
-/// What the old server gave out: the state and the token to log in with.
+/// `crdb_internal.serialize_session`, for a new server that the proxy logs in on.  Its
+/// refusals are errors.
+struct Serialization {
+    login: LoginMethod,
+    unnamed: Option<Vec<u8>>,
+}
+
+impl Conversation<Box<dyn SessionState>> for Serialization {
+    fn begin(&mut self, _left: Duration) -> Result<Request, BadAnswer> {
+        // In a form that no setting of the session changes, as bytea_output would.
+        let sql = "SELECT encode(crdb_internal.serialize_session(), 'base64') AS \
+                   session_state_base64";
+        Ok(with_unnamed(query(sql), self.unnamed.as_deref()))
+    }
+
+    fn answered(
+        &mut self,
+        answer: &Answer,
+        _left: Duration,
+    ) -> Result<Turn<Box<dyn SessionState>>, BadAnswer> {
+        let row = answer.single_row(&[STATE_COLUMN], "SELECT 1")?;
+        match row.as_slice() {
+            [Some(state)] => SerializedSession::read(state, Entry::Login(self.login)),
+            _ => Err(BadAnswer::Malformed("no state")),
+        }
+    }
+}
+
+/// How the session gets into its new server.
+enum Entry {
+    /// By the old one's token.
+    Token(Vec<u8>),
+    /// As `[login]` says.
+    Login(LoginMethod),
+}
+
+/// What the old server gave out, and what to log in with.
 struct SerializedSession {
     state_base64: String,
-    token: Vec<u8>,
+    entry: Entry,
     state_bytes: usize,
+}
+
+impl SerializedSession {
+    fn read(state: &[u8], entry: Entry) -> Result<Turn<Box<dyn SessionState>>, BadAnswer> {
+        // Decoded for two reasons: its length, and that nothing but base64 gets
+        // into the text of the restoring statement.
+        let (Ok(decoded), Ok(text)) = (BASE64.decode(state), std::str::from_utf8(state)) else {
+            return Err(BadAnswer::Malformed("the state is not base64"));
+        };
+        Ok(Turn::Done(Box::new(Self {
+            state_base64: text.to_owned(),
+            entry,
+            state_bytes: decoded.len(),
+        })))
+    }
 }
 
 impl SessionState for SerializedSession {
@@ -142,11 +196,20 @@ impl SessionState for SerializedSession {
     }
 
     fn prepare_login(&self, startup: &mut StartupPacket) {
-        startup.set_ignoring_case(REVIVAL_TOKEN, &self.token);
+        if let Entry::Token(token) = &self.entry {
+            startup.set_ignoring_case(REVIVAL_TOKEN, token);
+        }
     }
 
     fn login_by(&self) -> &'static str {
-        "a revival token"
+        match self.entry {
+            Entry::Token(_) => "a revival token",
+            Entry::Login(login) => login.lets_in_by(),
+        }
+    }
+
+    fn takes_password(&self) -> bool {
+        matches!(self.entry, Entry::Login(LoginMethod::Passfile))
     }
 
     fn restore<'a>(

@@ -33,9 +33,10 @@ impl Session {
     /// times a second.  False: it is to be asked, and no worker is free to do so.
     #[must_use]
     pub(crate) fn look_idle(&self, now: Instant) -> bool {
-        let (timeout, capture) = {
+        let (timeout, capture, login) = {
             let config = self.config.read();
-            (config.idle_timeout, config.migration.capture)
+            let capture = config.migration.capture;
+            (config.idle_timeout, capture, config.login)
         };
         let traffic = self.forwarder.traffic();
         let mut ahead = self.ahead.lock();
@@ -62,7 +63,7 @@ impl Session {
         }
         let idle = ahead.since.is_some_and(|since| now >= since + IDLE);
         // What lets the session in lives so long; half of it is left for a hold.
-        let lifetime = self.transfer.dialect.longest_hold();
+        let lifetime = self.transfer.dialect.longest_hold(login);
         let fresh = ahead
             .asked
             .is_some_and(|asked| lifetime.is_none_or(|lifetime| now < asked + lifetime / 2));

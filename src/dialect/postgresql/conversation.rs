@@ -181,11 +181,7 @@ impl SessionState for Captured {
     fn prepare_login(&self, _startup: &mut StartupPacket) {}
 
     fn login_by(&self) -> &'static str {
-        match self.login {
-            LoginMethod::Trust => "nothing, as [login] method = \"trust\" says",
-            LoginMethod::Cert => "the proxy's certificate, as [login] method = \"cert\" says",
-            LoginMethod::Passfile => "none that the file of [login] has for it",
-        }
+        self.login.lets_in_by()
     }
 
     fn takes_password(&self) -> bool {
