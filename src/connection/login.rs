@@ -1,0 +1,232 @@
+//! A client's login, up to the session that it opens.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+use crate::admission::Admitted;
+use crate::authentication::{Login, LoginObserver, Relayed, relay};
+use crate::cancel::Cancellable;
+use crate::config::Config;
+use crate::connection_limit::Permit;
+use crate::connector::Connected;
+use crate::error::{Error, Peer, Refusal, SqlState};
+use crate::handshakes::Handshake;
+use crate::logging::event;
+use crate::message::process_id;
+use crate::metrics::{Event, Gauge};
+use crate::proxy_state::ProxyState;
+use crate::server_conn::ServerConn;
+use crate::session::{Session, send_final};
+use crate::session_name::SessionName;
+use crate::shares::Share;
+use crate::socket::ReadDeadline;
+use crate::stage::Stage;
+use crate::startup::StartupPacket;
+use crate::transfer::TransferContext;
+
+/// A session whose client has its first ReadyForQuery.
+pub(super) struct Opened {
+    session: Arc<Session>,
+    key: Option<Vec<u8>>,
+    from_client: Vec<u8>,
+    from_server: Vec<u8>,
+    permits: Permits,
+}
+
+/// Of a session, and of its connection.
+struct Permits {
+    share: Share,
+    session: Permit,
+    connection: Permit,
+}
+
+/// A login as the client's connection sees it.
+struct LoginOf<'a> {
+    handshake: &'a Handshake,
+    state: &'a ProxyState,
+    config: &'a Config,
+    client_key: Option<Vec<u8>>,
+    /// Who logs in, and where.
+    startup: &'a StartupPacket,
+    permits: Option<Permits>,
+}
+
+impl LoginObserver for LoginOf<'_> {
+    fn client_answers(&mut self, waiting: bool) {
+        self.handshake.set_waiting(waiting);
+    }
+
+    fn client_key(&mut self, bytes: usize) -> Result<Vec<u8>, Error> {
+        let drawn = self.state.cancel_keys.draw(bytes);
+        let key =
+            drawn.map_err(|source| Error::io(Peer::Client, "drawing a cancel key", source))?;
+        self.client_key = Some(key.clone());
+        Ok(key)
+    }
+
+    fn logged_in(&mut self) -> Result<(), Error> {
+        let Some(session) = self.state.session_limit.take() else {
+            return Err(Refusal::MaxConnections(self.config.max_connections).into());
+        };
+        let user = self.startup.get(b"user").unwrap_or_default();
+        let database = self.startup.get(b"database");
+        let database = database.filter(|name| !name.is_empty()).unwrap_or(user);
+        let limits = &self.config.limits;
+        let share = self.state.shares.take(user, database, limits)?;
+        let Some(connection) = self.handshake.logged_in() else {
+            return Err(Refusal::TooManyLogins.into());
+        };
+        self.permits = Some(Permits {
+            share,
+            session,
+            connection,
+        });
+        Ok(())
+    }
+}
+
+/// Connects and logs in.  `None`: the server refused, and its client knows.
+pub(super) fn open(
+    state: &Arc<ProxyState>,
+    config: &Config,
+    name: &Arc<SessionName>,
+    admitted: Admitted,
+    handshake: &Handshake,
+    (read_deadline, deadline): (Arc<ReadDeadline>, Instant),
+) -> Result<Option<Opened>, Error> {
+    let Admitted {
+        mut client,
+        startup,
+    } = admitted;
+    if state.stages.has_reached(Stage::Ending) {
+        return Err(Refusal::Stopping.into());
+    }
+    if state.session_limit.is_full() {
+        // Told before its password is asked for; what counts is who has logged in.
+        return Err(Refusal::MaxConnections(config.max_connections).into());
+    }
+    let Connected {
+        assignment,
+        mut server,
+        first,
+    } = state
+        .connector
+        .connect(&startup.to_bytes(), &read_deadline, deadline)?;
+    let mut login_of = LoginOf {
+        handshake,
+        state,
+        config,
+        client_key: None,
+        startup: &startup,
+        permits: None,
+    };
+    let relayed = relay(&mut client, &mut server, first, deadline, &mut login_of)?;
+    let LoginOf {
+        client_key,
+        permits,
+        ..
+    } = login_of;
+    let Login { key, parameters } = match relayed {
+        Relayed::LoggedIn(login) => login,
+        Relayed::Refused { fields, hint } => {
+            if fields.sqlstate.starts_with(SqlState::AUTHORIZATION_CLASS) {
+                state.metrics.count(Event::AuthenticationFailure);
+            }
+            if let Some(hint) = hint {
+                log::warn!(conn = name.conn, hint; "channel binding withheld");
+            }
+            event(
+                "login refused by server",
+                &name.pairs([
+                    ("backend", (&**assignment.name()).into()),
+                    ("sqlstate", fields.sqlstate.as_str().into()),
+                    ("reason", fields.message.as_str().into()),
+                ]),
+            );
+            // The client has the server's words; its end follows.
+            send_final(client.stream(), &[]);
+            return Ok(None);
+        }
+    };
+    let (server, from_server) = server.into_parts();
+    let (client, from_client) = client.into_parts();
+    let link = Arc::new(ServerConn {
+        stream: server,
+        assignment,
+        key,
+        login: parameters.clone(),
+    });
+    let transfer = TransferContext {
+        dialect: config.dialect,
+        custom_names: Arc::clone(&state.custom_names),
+        connector: Arc::clone(&state.connector),
+        startup,
+        read_deadline,
+        parameters: Arc::new(Mutex::new(parameters)),
+        client_process_id: client_key.as_deref().and_then(process_id),
+    };
+    let Some(permits) = permits else {
+        return Err(Refusal::TooManyLogins.into());
+    };
+    let session = Session::new(
+        name,
+        client,
+        link,
+        transfer,
+        &state.config,
+        &state.missed_by_reload,
+        &state.holds,
+    );
+    Ok(Some(Opened {
+        session,
+        key: client_key,
+        from_client,
+        from_server,
+        permits,
+    }))
+}
+
+impl Opened {
+    /// Forwards until the end, and cleans up.
+    pub(super) fn run(self, state: &Arc<ProxyState>) {
+        let Self {
+            session,
+            key,
+            from_client,
+            from_server,
+            permits,
+        } = self;
+        let opened = Instant::now();
+        let _gauge = state.metrics.hold(Gauge::SqlConns);
+        state.metrics.count(Event::Successful);
+        let _key = key.and_then(|key| {
+            state
+                .cancel_keys
+                .register(key, Arc::clone(&session) as Arc<dyn Cancellable>)
+        });
+        let registered = state
+            .sessions
+            .register(session.name().conn, Arc::clone(&session));
+        if state.stages.has_reached(Stage::Ending) {
+            // Registered too late to be asked with the others.
+            session.order_end();
+        }
+        if session.must_leave() {
+            // Nobody takes it where the proxy is about to end.
+            let _ = state.missed_by_reload.send(Arc::clone(&session));
+        }
+        session.forward(from_client, from_server);
+        drop(registered);
+        let Permits {
+            share,
+            session: permit,
+            connection,
+        } = permits;
+        // Before the log says so: who reads that may come at once.
+        drop((share, permit));
+        session.end(&state.metrics, opened.elapsed());
+        drop(connection);
+    }
+}
