@@ -142,6 +142,7 @@ mod config;
 
 // Protocol
 mod dialect;
+mod scram;
 mod tls;
 mod startup;
 mod parameters;
