@@ -1,10 +1,12 @@
-//! Logins: relayed between client and server, or the proxy's own ([`own`]).
+//! Logins: relayed between client and server, the proxy's own ([`own`]), or ended at the
+//! proxy and made by it anew ([`terminated`]).
 //!
 //! The relay does not know the methods; it knows which Authentication requests
 //! want an answer of the client.  It is bounded by one deadline and by bytes,
 //! never by a count of messages.
 
 mod own;
+mod terminated;
 
 use std::borrow::Cow;
 use std::time::Instant;
@@ -17,7 +19,8 @@ use crate::message::{
 };
 use crate::parameters::Parameters;
 use crate::tls::same_certificate;
-pub(crate) use own::{OwnLogin, log_in};
+pub(crate) use own::{OwnAnswer, OwnLogin, log_in};
+pub(crate) use terminated::{Question, let_in, prove};
 
 /// All that one side may send during a login.  A real one takes about 1 KiB;
 /// notices and long parameters have room.
@@ -67,7 +70,7 @@ pub(crate) const WITHHELD_HINT: &str = "the client speaks TLS to sqlproxy and th
      client, or give [client_tls] the server's own certificate, or set sslmode = \"disable\" in \
      [server_tls]";
 
-/// How a relayed login ended.
+/// How a client's login on its server ended.
 #[derive(Debug)]
 pub(crate) enum Relayed {
     /// The client has its ReadyForQuery.
@@ -85,6 +88,9 @@ pub(crate) enum Relayed {
 pub(crate) trait LoginObserver {
     /// The proxy begins, or ends, to wait for an answer of the client.
     fn client_answers(&mut self, waiting: bool);
+
+    /// The client is refused in a moment, and waits only for that.
+    fn refused(&mut self);
 
     /// The cancel key that the client gets in place of the server's own, which has
     /// that many bytes.

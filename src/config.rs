@@ -28,7 +28,7 @@ use thiserror::Error;
 use self::log::read_log;
 pub(crate) use self::log::{Log, LogFormat};
 use crate::dialect::CustomNames;
-pub(crate) use crate::dialect::{Dialect, LoginMethod};
+pub(crate) use crate::dialect::Dialect;
 pub(crate) use crate::tls::{ClientTls, ClientTlsMode, ServerTls, SslMode};
 pub(crate) use address::Address;
 use backends::read_backends;
@@ -36,6 +36,7 @@ pub(crate) use backends::{BackendConfig, BackendState};
 pub(crate) use limits::Limits;
 use limits::read_limits;
 use login::read_login;
+pub(crate) use login::{AuthQuery, Login, UserSource};
 use migration::read_migration;
 pub(crate) use migration::{Capture, Migration};
 #[cfg(test)]
@@ -99,11 +100,8 @@ pub struct Config {
     pub idle_timeout: Duration,
     /// `dialect`: which kind of server the backends are.
     pub dialect: Dialect,
-    /// `[login]`: how the proxy logs in for a session it moves; `None`: sessions
-    /// of PostgreSQL stay where they are.
-    pub login: Option<LoginMethod>,
-    /// `[login]` `file`: passwords in libpq's format; with `method = "passfile"` only.
-    pub passfile: Option<PathBuf>,
+    /// `[login]`; absent: clients and servers have their logins between them.
+    pub login: Login,
     /// `custom_settings`: names of PostgreSQL's settings that no server lists,
     /// such as `app.tenant`.
     pub custom_settings: Vec<String>,
@@ -189,7 +187,7 @@ impl Config {
             )?
             .unwrap_or(Dialect::CockroachDb);
         let server_tls = read_server_tls(&root)?;
-        let (login, passfile) = read_login(&root, &server_tls)?;
+        let login = read_login(&root, dialect, &server_tls)?;
         let config = Self {
             listen: root.addresses("listen")?.unwrap_or_else(default_listen),
             admin_listen: root.address("admin_listen", 0)?,
@@ -227,9 +225,8 @@ impl Config {
             server_tls,
             limits: read_limits(&root)?,
             log: read_log(&root)?,
-            migration: read_migration(&root, dialect, login)?,
+            migration: read_migration(&root, dialect, login.method)?,
             login,
-            passfile,
             peers: read_peers(&root)?,
             backends: read_backends(&root)?,
         };

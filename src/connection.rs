@@ -131,7 +131,8 @@ pub(crate) fn serve(
             };
             handshake.set_waiting(false);
             let read_deadlines = (read_deadline, deadline);
-            match open(state, &config, &name, admitted, &handshake, read_deadlines) {
+            let from = (&handshake, client_address.ip());
+            match open(state, &config, &name, admitted, from, read_deadlines) {
                 Ok(Some(opened)) => {
                     drop(handshake);
                     opened.run(state);
@@ -164,9 +165,10 @@ fn unnamed(conn: u64, client: SocketAddr) -> SessionName {
 
 /// What ended a login: not the end of the stream that the client's eviction made.
 fn told(error: Error, handshake: &Handshake) -> Error {
-    match handshake.is_evicted() {
-        true => Refusal::TooManyLogins.into(),
-        false => error,
+    match error {
+        Error::Password { .. } => error,
+        _ if handshake.is_evicted() => Refusal::TooManyLogins.into(),
+        error => error,
     }
 }
 
@@ -185,12 +187,15 @@ fn refuse(state: &ProxyState, name: &SessionName, client: Option<&Stream>, error
                 Error::Refused(refusal) => refusal.label(),
                 Error::NoBackend | Error::NoBackendYet => "no_backend",
                 Error::NoBackendReached(_) => "backend_down",
+                Error::Password { .. } | Error::ServerPassword(_) => "password",
+                Error::Lookup(_) => "user_lookup",
                 error if error.peer() == Some(Peer::Server) => "backend_lost",
                 _ => "protocol",
             });
             state.metrics.count(match error {
                 Error::NoBackend | Error::NoBackendYet => Event::Routing,
                 Error::NoBackendReached(_) => Event::BackendDown,
+                Error::Password { .. } | Error::ServerPassword(_) => Event::AuthenticationFailure,
                 error if error.peer() == Some(Peer::Server) => Event::BackendDisconnect,
                 _ => Event::Refused,
             });

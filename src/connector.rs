@@ -3,6 +3,7 @@
 //! Every step stands under one deadline, name resolution included.
 
 mod look;
+mod target;
 
 use std::io::{self, ErrorKind};
 use std::net::TcpStream;
@@ -11,10 +12,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
 
-use crate::authentication::{Login, OwnLogin, log_in};
-use crate::balancer::{Assignment, BackendId, Balancer, NoTarget, Waited};
+use crate::balancer::{Assignment, BackendId, Balancer, Waited};
 use crate::config::{Address, Config};
-use crate::dialect::SessionState;
 use crate::error::{Error, Peer, SqlState};
 use crate::frame::{Frame, FrameReader};
 use crate::message::{BackendTag, ErrorFields};
@@ -22,10 +21,10 @@ use crate::metrics::{Event, Metrics};
 use crate::passfile::Passfile;
 use crate::resolver::Resolver;
 use crate::socket::{ReadDeadline, Socket};
-use crate::startup::StartupPacket;
 use crate::stream::Stream;
 use crate::tls::{self, ServerTlsContext, TlsContexts};
 pub(crate) use look::Probed;
+pub(crate) use target::TargetError;
 
 const CONNECTING: &str = "connecting";
 
@@ -119,17 +118,33 @@ impl Connector {
         read_deadline: &Arc<ReadDeadline>,
         deadline: Instant,
     ) -> Result<Connected, Error> {
+        self.patiently(deadline, || {
+            self.connect_once(startup, read_deadline, deadline)
+        })
+    }
+
+    /// Makes an attempt that needs a server.  While sessions are held and none is there,
+    /// waits for one and makes it again.
+    ///
+    /// # Errors
+    /// The attempt's, or [`Error::NoBackendYet`].
+    pub(crate) fn patiently<T>(
+        &self,
+        deadline: Instant,
+        mut attempt: impl FnMut() -> Result<T, Error>,
+    ) -> Result<T, Error> {
         loop {
             let seen = self.balancer.news().seen();
-            match self.connect_once(startup, read_deadline, deadline) {
-                Ok(connected) => return Ok(connected),
-                Err(error) => match self.balancer.news().wait(seen, deadline) {
-                    Waited::ForNews => {
-                        log::debug!(reason:% = error; "a client waited for a server that is to come back");
-                    }
-                    Waited::ForNobody => return Err(error),
-                    Waited::InVain => return Err(Error::NoBackendYet),
-                },
+            let error = match attempt() {
+                Err(error @ (Error::NoBackend | Error::NoBackendReached(_))) => error,
+                other => return other,
+            };
+            match self.balancer.news().wait(seen, deadline) {
+                Waited::ForNews => {
+                    log::debug!(reason:% = error; "a client waited for a server that is to come back");
+                }
+                Waited::ForNobody => return Err(error),
+                Waited::InVain => return Err(Error::NoBackendYet),
             }
         }
     }
@@ -159,74 +174,6 @@ impl Connector {
             None => Error::NoBackend,
             Some(error) => Error::NoBackendReached(Box::new(error)),
         })
-    }
-
-    /// A connection for the transfer of a session that leaves `own`, where that is given,
-    /// logged in by what `startup` has for `state`, or by the password that the proxy has
-    /// for it: the targets in the balancer's order, until one lets it in; with TLS, where
-    /// the session has it now (`encrypted`).
-    ///
-    /// # Errors
-    /// The last target's failure, or that there is no target at all.
-    pub(crate) fn log_in_target(
-        &self,
-        (own, encrypted): (Option<BackendId>, bool),
-        startup: &StartupPacket,
-        state: &dyn SessionState,
-        read_deadline: &Arc<ReadDeadline>,
-        round_started: Instant,
-        deadline: Instant,
-    ) -> Result<(Connected, Login), TargetError> {
-        let mut tried = Vec::new();
-        let mut last = None;
-        let packet = startup.to_bytes();
-        let passfile = match state.takes_password() {
-            true => self.settings.read().passfile.clone(),
-            false => None,
-        };
-        let user = startup.get(b"user").unwrap_or_default();
-        let database = startup.get(b"database").filter(|name| !name.is_empty());
-        loop {
-            let assignment = match self.balancer.pick_target(own, &tried, round_started) {
-                Ok(assignment) => assignment,
-                Err(no_target) => return Err(last.unwrap_or(TargetError::None(no_target))),
-            };
-            let name = Arc::clone(assignment.name());
-            let own = OwnLogin {
-                given: state.login_by(),
-                user,
-                password: passfile.as_ref().and_then(|file| {
-                    file.find(assignment.address(), database.unwrap_or(user), user)
-                }),
-            };
-            if !tried.is_empty() {
-                self.metrics.count(Event::DialRetry);
-            }
-            tried.push(assignment.id());
-            let logged_in = self
-                .open(assignment, &packet, read_deadline, deadline)
-                .and_then(|mut connected| {
-                    let Connected { server, first, .. } = &mut connected;
-                    if encrypted && !server.stream().is_encrypted() {
-                        let what = "it has no TLS, which the session has where it is";
-                        return Err(Error::protocol(Peer::Server, CONNECTING, what));
-                    }
-                    let login = log_in(server, first, &own, deadline)?;
-                    Ok((connected, login))
-                });
-            match logged_in {
-                Ok(logged_in) => return Ok(logged_in),
-                Err(error) => {
-                    last = Some(TargetError::Failed {
-                        backend: name,
-                        error,
-                    })
-                }
-            }
-            if Instant::now() >= deadline {
-                return Err(last.unwrap_or(TargetError::None(NoTarget::NoneLeft)));
-            }
-        }
     }
 
     fn open(
@@ -404,35 +351,4 @@ fn dial_tcp(
         }
     }
     Err(failed(last))
-}
-
-/// Why no connection for a transfer could be had.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum TargetError {
-    /// There is none to try.
-    #[error("{0}")]
-    None(NoTarget),
-    /// The last one that was tried.
-    #[error("{backend}: {error}")]
-    Failed {
-        /// Its name.
-        backend: Arc<str>,
-        /// How it failed.
-        error: Error,
-    },
-}
-
-impl TargetError {
-    /// Whether another try may end otherwise: nobody is there, or not ready.  A server that
-    /// refuses the login itself does so the next time as well.
-    pub(crate) fn may_pass(&self) -> bool {
-        match self {
-            Self::None(_) => true,
-            Self::Failed { error, .. } => match error {
-                Error::Io { .. } | Error::Closed { .. } | Error::Timeout { .. } => true,
-                Error::ServerRefused { sqlstate, .. } => SqlState::is_not_ready(sqlstate),
-                _ => false,
-            },
-        }
-    }
 }

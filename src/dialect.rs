@@ -120,6 +120,19 @@ pub enum LoginMethod {
     Cert,
     /// By the user's password, from a file.
     Passfile,
+    /// By SCRAM, with what the session's own client has proved to the proxy.
+    Scram,
+}
+
+/// By what the proxy shows that it may log in as a session's user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Credentials {
+    /// By nothing that a server asks for.
+    None,
+    /// By the user's password, where the proxy's file has it.
+    Passfile,
+    /// By what the session's client has proved.
+    Proven,
 }
 
 impl LoginMethod {
@@ -130,6 +143,16 @@ impl LoginMethod {
             Self::Trust => "nothing, as [login] method = \"trust\" says",
             Self::Cert => "the proxy's certificate, as [login] method = \"cert\" says",
             Self::Passfile => "none that the file of [login] has for it",
+            Self::Scram => "its client's proof",
+        }
+    }
+
+    /// What the proxy answers with where a server asks who the session's user is.
+    const fn credentials(self) -> Credentials {
+        match self {
+            Self::Trust | Self::Cert => Credentials::None,
+            Self::Passfile => Credentials::Passfile,
+            Self::Scram => Credentials::Proven,
         }
     }
 }
@@ -160,9 +183,9 @@ pub trait SessionState: Send {
     /// a password instead.
     fn login_by(&self) -> &'static str;
 
-    /// Whether the session's user may log in there by a password that the proxy has.
-    fn takes_password(&self) -> bool {
-        false
+    /// What the proxy answers with where the new server asks who the session's user is.
+    fn credentials(&self) -> Credentials {
+        Credentials::None
     }
 
     /// The session's rebuilding on the new server, which told `login` just now.

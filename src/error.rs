@@ -69,6 +69,8 @@ impl SqlState {
     pub const FEATURE_NOT_SUPPORTED: Self = Self("0A000");
     /// `invalid_authorization_specification`.
     pub const INVALID_AUTHORIZATION: Self = Self("28000");
+    /// `invalid_password`.
+    pub const INVALID_PASSWORD: Self = Self("28P01");
     /// `too_many_connections`.
     pub const TOO_MANY_CONNECTIONS: Self = Self("53300");
     /// `idle_session_timeout`.
@@ -210,6 +212,21 @@ pub enum Error {
     /// The proxy refuses the client.
     #[error("{0}")]
     Refused(#[from] Refusal),
+    /// The proxy has asked the client for its password and does not let it in.  The client
+    /// is never told why, so that it learns of no user.
+    #[error("password authentication failed: {cause}")]
+    Password {
+        /// As the client is told.
+        user: String,
+        /// For the log.
+        cause: &'static str,
+    },
+    /// What the client has proved to know is not what a server holds of its password.
+    #[error("no login by what the client has proved: {0}")]
+    ServerPassword(&'static str),
+    /// What is known of the client's password could not be found out.
+    #[error("looking the user up failed: {0}")]
+    Lookup(#[source] Box<Self>),
 }
 
 /// An I/O error without the `(os error 104)` that says nothing to an operator.
@@ -260,9 +277,13 @@ impl Error {
             | Self::Malformed { peer, .. }
             | Self::Protocol { peer, .. } => Some(*peer),
             Self::ServerRefused { .. } => Some(Peer::Server),
-            Self::NoBackend | Self::NoBackendReached(_) | Self::NoBackendYet | Self::Refused(_) => {
-                None
-            }
+            Self::NoBackend
+            | Self::NoBackendReached(_)
+            | Self::NoBackendYet
+            | Self::Refused(_)
+            | Self::Password { .. }
+            | Self::ServerPassword(_)
+            | Self::Lookup(_) => None,
         }
     }
 
@@ -277,6 +298,18 @@ impl Error {
                 Some((SqlState::UNABLE_TO_CONNECT, self.to_string()))
             }
             Self::NoBackendYet => Some((SqlState::CANNOT_CONNECT_NOW, self.to_string())),
+            // PostgreSQL's own words (auth.c).
+            Self::Password { user, .. } => Some((
+                SqlState::INVALID_PASSWORD,
+                format!("password authentication failed for user \"{user}\""),
+            )),
+            Self::ServerPassword(what) => Some((
+                SqlState::INVALID_PASSWORD,
+                format!(
+                    "sqlproxy cannot log in on the SQL server by the client's password: {what}"
+                ),
+            )),
+            Self::Lookup(_) => failed("sqlproxy could not look the user up"),
             Self::Timeout {
                 peer: Peer::Client,
                 operation,

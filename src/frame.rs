@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::error::{BadFrame, Error, Peer};
-use crate::message::{BackendTag, put_message};
+use crate::message::{BackendTag, FrontendTag, put_message};
 use crate::socket::{Received, Wait};
 use crate::stream::Stream;
 
@@ -186,6 +186,13 @@ impl Frame {
         self.bytes.get(HEADER_BYTES..).unwrap_or_default()
     }
 
+    /// The same, and nothing else is left.
+    #[must_use]
+    pub(crate) fn into_body(mut self) -> Vec<u8> {
+        self.bytes.drain(..HEADER_BYTES.min(self.bytes.len()));
+        self.bytes
+    }
+
     /// The frame as it stood on the wire.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
@@ -280,6 +287,31 @@ impl FrameReader {
                 }
             }
             self.fill(Wait::Until(deadline), operation)?;
+        }
+    }
+
+    /// As [`Self::read`], of a message with that tag: another is refused by its first byte.
+    /// What is no message at all, as a second startup packet, may not say how long to wait.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub(crate) fn read_tagged(
+        &mut self,
+        tag: FrontendTag,
+        limit: usize,
+        deadline: Instant,
+        operation: &'static str,
+    ) -> Result<Frame, Error> {
+        while self.buffer.is_empty() {
+            self.fill(Wait::Until(deadline), operation)?;
+        }
+        match self.buffer.first() {
+            Some(&found) if found != tag.0 => {
+                let (tag, found) = (char::from(tag.0), char::from(found));
+                let what = format!("expected message {tag:?}, got {found:?}");
+                Err(Error::protocol(self.peer, operation, what))
+            }
+            _ => self.read(limit, deadline, operation),
         }
     }
 

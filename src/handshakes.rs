@@ -2,8 +2,8 @@
 //!
 //! There are `max_connections` places and [`EXTRA_CONNECTIONS`] more, so that
 //! sessions leave room for those that ask for one.  Where strangers have taken it
-//! all, a newcomer takes the place of one that has kept the proxy waiting: of the
-//! address that has most of them, the oldest.  A few places more are for cancel
+//! all, a newcomer takes the place of one that is refused already, or has kept the proxy
+//! waiting: of the address that has most of them, the oldest.  A few places more are for cancel
 //! requests alone, which have to get through when all else is full.
 
 use std::collections::HashMap;
@@ -45,6 +45,8 @@ struct Entry {
     cancel_only: bool,
     /// Since when the client's bytes are waited for.
     waiting: Option<Instant>,
+    /// It is refused, and only made to wait for that.
+    refused: bool,
     /// Wakes the thread that waits for them.
     closer: Option<ReadCloser>,
 }
@@ -146,6 +148,7 @@ impl Handshakes {
             permit,
             cancel_only,
             waiting: Some(Instant::now()),
+            refused: false,
             closer: None,
         });
         Handshake {
@@ -164,12 +167,12 @@ impl Handshakes {
         let has_waited = |entry: &Entry| {
             !entry.cancel_only
                 && entry.closer.is_some()
-                && entry.waiting.is_some_and(|at| at.elapsed() >= PATIENCE)
+                && (entry.refused || entry.waiting.is_some_and(|at| at.elapsed() >= PATIENCE))
         };
         let entries = table.entries.iter().enumerate().rev();
         let (index, _) = entries
             .filter(|(_, entry)| has_waited(entry))
-            .max_by_key(|(_, entry)| held.get(&entry.address))?;
+            .max_by_key(|(_, entry)| (entry.refused, held.get(&entry.address)))?;
         let evicted = table.entries.remove(index);
         drop(table);
         Some(evicted.close())
@@ -221,6 +224,12 @@ impl Handshake {
         let since = waiting.then(Instant::now);
         self.handshakes
             .with(self.number, |entry| entry.waiting = since);
+    }
+
+    /// It is refused and hears of it in a moment; until then its place is anybody's.
+    pub(crate) fn set_refused(&self) {
+        self.handshakes
+            .with(self.number, |entry| entry.refused = true);
     }
 
     /// Whether its place is another one's by now.
@@ -302,6 +311,13 @@ mod tests {
             .collect();
         assert_eq!(evicted, [3]);
         assert!(!lone.is_evicted() && !newcomer.is_evicted());
+        // One that is refused has lost nothing by it, and has not had to wait.
+        let last = others.last().unwrap();
+        last.set_waiting(false);
+        last.set_refused();
+        let another = any(handshakes.enter(modest, || false));
+        assert!(last.is_evicted() && !newcomer.is_evicted());
+        drop(another);
         // What is over makes room by itself.
         drop(others);
         let session = newcomer.logged_in().unwrap();

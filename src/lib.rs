@@ -65,6 +65,8 @@
 //! | `Entry::requests` | one key's cancel requests | – |
 //! | `CustomNames::known` | names of settings that no server lists | – |
 //! | `Handshakes::table` | connections that are not logged in | – |
+//! | `Users::source` | what is known of users: copied out, never held | – |
+//! | `Lookups::under_way` | how many users are looked up for which address | – |
 //! | `Shares::counts` | sessions of each user and database | – |
 //! | `Limit::state` | permits of connections and sessions | – |
 //! | `ProxyState::config`, `ProxyState::tls`, `Connector::settings` | what a reload changes: copied out, never held | – |
@@ -120,6 +122,7 @@ mod sync;
 // Reaching servers
 mod cancel;
 mod peers;
+mod users;
 mod health;
 mod connector;
 mod resolver;
@@ -137,6 +140,7 @@ mod stage;
 mod limits;
 mod metrics;
 mod logging;
+mod userlist;
 mod passfile;
 mod config;
 
@@ -163,13 +167,13 @@ pub mod internal {
     pub use crate::control_client::ask;
     pub use crate::limits::check as check_limits;
     pub use crate::logging::{flush as flush_log, init as init_log};
-    pub use crate::passfile::check as check_passfile;
     pub use crate::server::Server;
     pub use crate::signals::install as install_signals;
+    pub use crate::users::check as check_users;
 
     pub use crate::dialect::{
-        Answer, BadAnswer, Conversation, CustomNames, Dialect, LoginMethod, SessionState,
-        SessionTransfer, Turn,
+        Answer, BadAnswer, Conversation, Credentials, CustomNames, Dialect, LoginMethod,
+        SessionState, SessionTransfer, Turn,
     };
     pub use crate::error::SqlState;
     pub use crate::exchange::{Exchange, SkipRule, WaitingFor};

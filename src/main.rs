@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use sqlproxy::internal::{
-    Arguments, Config, Server, TlsContexts, ask, check_limits, check_passfile, flush_log, init_log,
+    Arguments, Config, Server, TlsContexts, ask, check_limits, check_users, flush_log, init_log,
     install_signals,
 };
 
@@ -36,9 +36,7 @@ fn run(arguments: &Arguments) -> Result<(), String> {
     init_log(config.log).map_err(|error| format!("cannot start a thread: {error}"))?;
     let tls = TlsContexts::load(config.client_tls.as_ref(), &config.server_tls)
         .map_err(|error| error.to_string())?;
-    if let Some(file) = &config.passfile {
-        check_passfile(file).map_err(|error| error.to_string())?;
-    }
+    check_users(&config).map_err(|error| error.to_string())?;
     if arguments.check_config {
         println!("{}: ok", arguments.config.display());
         return Ok(());

@@ -40,7 +40,7 @@ pub(crate) enum Event {
     Accepted,
     /// A session got as far as its first ReadyForQuery.
     Successful,
-    /// A server refused a client's credentials (SQLSTATE class 28).
+    /// A server refused a client's credentials (SQLSTATE class 28), or the proxy did.
     AuthenticationFailure,
     /// No active backend is configured for the client.
     Routing,
@@ -225,7 +225,7 @@ impl Metrics {
             authentication_failures: counter(
                 r,
                 "proxy_sql_authentication_failures",
-                "Clients whose credentials a server refused",
+                "Clients whose credentials were refused",
             ),
             routing: counter(
                 r,

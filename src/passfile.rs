@@ -40,21 +40,7 @@ impl Passfile {
     /// # Errors
     /// It cannot be read, others may read it, or a line of it has not five fields.
     pub(crate) fn load(file: &Path) -> Result<Self, BadFile> {
-        let bad = |what: String| BadFile::new(file, what);
-        let unreadable = |error: std::io::Error| bad(format!("cannot be read: {error}"));
-        let found = fs::metadata(file).map_err(unreadable)?;
-        if !found.is_file() {
-            // A pipe would be waited for.
-            return Err(bad("is no plain file".to_owned()));
-        }
-        let mode = found.permissions().mode();
-        if mode & 0o077 != 0 {
-            let mode = mode & 0o7777;
-            return Err(bad(format!(
-                "others may read it (mode {mode:04o}): it holds passwords, set mode 0600"
-            )));
-        }
-        let text = Zeroizing::new(fs::read_to_string(file).map_err(unreadable)?);
+        let text = read_secrets(file)?;
         let mut lines = Vec::new();
         for (number, line) in text.lines().enumerate() {
             if line.is_empty() || line.starts_with('#') {
@@ -66,7 +52,7 @@ impl Passfile {
                     number + 1
                 )
             };
-            lines.push(read_line(line).ok_or_else(|| bad(what()))?);
+            lines.push(read_line(line).ok_or_else(|| BadFile::new(file, what()))?);
         }
         Ok(Self { lines })
     }
@@ -91,12 +77,28 @@ impl Passfile {
     }
 }
 
-/// Whether a file can be used.
+/// What is in a file of passwords.
 ///
 /// # Errors
-/// As [`Passfile::load`].
-pub fn check(file: &Path) -> Result<(), BadFile> {
-    Passfile::load(file).map(drop)
+/// It cannot be read, or others may read it.
+pub(crate) fn read_secrets(file: &Path) -> Result<Zeroizing<String>, BadFile> {
+    let bad = |what: String| BadFile::new(file, what);
+    let unreadable = |error: std::io::Error| bad(format!("cannot be read: {error}"));
+    let found = fs::metadata(file).map_err(unreadable)?;
+    if !found.is_file() {
+        // A pipe would be waited for.
+        return Err(bad("is no plain file".to_owned()));
+    }
+    let mode = found.permissions().mode();
+    if mode & 0o077 != 0 {
+        let mode = mode & 0o7777;
+        return Err(bad(format!(
+            "others may read it (mode {mode:04o}): it holds passwords, set mode 0600"
+        )));
+    }
+    fs::read_to_string(file)
+        .map(Zeroizing::new)
+        .map_err(unreadable)
 }
 
 fn read_line(line: &str) -> Option<Line> {

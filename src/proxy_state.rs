@@ -20,6 +20,7 @@ use crate::session::Session;
 use crate::shares::Shares;
 use crate::stage::Stages;
 use crate::tls::TlsContexts;
+use crate::users::Users;
 
 /// Why backends are emptied: the rounds' trigger, and whether their first round has been
 /// started.
@@ -54,6 +55,8 @@ pub(crate) struct ProxyState {
     pub holds: Arc<Holds>,
     /// A thread looks at idle sessions.
     pub sweeping: AtomicBool,
+    /// Who clients may be, where the proxy asks them.
+    pub users: Users,
     /// How many sessions each user and each database has.
     pub shares: Arc<Shares>,
     /// Tells the thread that empties backends, where there is one.

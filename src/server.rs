@@ -40,6 +40,7 @@ use crate::stage::{Stage, Stages};
 use crate::status;
 use crate::sweep;
 use crate::tls::{BadFile, TlsContexts};
+use crate::users::Users;
 
 /// Given to rounds for their outcomes, then to connections without a session, when
 /// everything else has ended.
@@ -113,7 +114,9 @@ impl Server {
         let (missed, missed_by_reload) = crossbeam_channel::unbounded();
         let custom_names = Arc::new(CustomNames::default());
         custom_names.learn(&config.custom_settings);
-        let passfile = config.passfile.as_deref().map(Passfile::load).transpose()?;
+        let passfile = config.login.passfile.as_deref();
+        let passfile = passfile.map(Passfile::load).transpose()?;
+        let users = Users::new(&config.login)?;
         let connector = Connector::new(&config, &tls, passfile, balancer, Arc::clone(&metrics));
         let connector = Arc::new(connector);
         let rounds = Rounds::new(config.migration.workers, Arc::clone(&metrics));
@@ -121,6 +124,7 @@ impl Server {
         let state = Arc::new(ProxyState {
             holds: Holds::new(&connector, rounds.workers())?,
             sweeping: AtomicBool::new(false),
+            users,
             shares: Arc::default(),
             draining: Mutex::default(),
             connector,

@@ -5,10 +5,16 @@
 use std::collections::HashMap;
 
 use crate::error::{Error, Peer, Refusal};
-use crate::message::{put_cstr, put_sized, split_cstr};
+use crate::message::{BackendTag, put_cstr, put_message, put_sized, split_cstr};
 
 /// PostgreSQL refuses longer ones (pqcomm.h, `MAX_STARTUP_PACKET_LENGTH`).
 pub(crate) const MAX_STARTUP_BYTES: usize = 10_000;
+
+/// The newest minor version of protocol 3 that the proxy speaks itself.  Its one change
+/// is the length of cancel keys, which are the proxy's own on each side.
+const NEWEST_MINOR: u16 = 2;
+/// How the names of the protocol's own options begin.
+const OPTION_PREFIX: &[u8] = b"_pq_.";
 
 /// The longest secret of a cancel key (protocol 3.2).
 const MAX_CANCEL_SECRET_BYTES: usize = 256;
@@ -183,6 +189,36 @@ impl StartupPacket {
         self.parameters
             .retain(|(known, _)| !known.eq_ignore_ascii_case(name));
         self.parameters.push((name.to_vec(), value.to_vec()));
+    }
+
+    /// Takes away what the proxy does not speak of the protocol, for a login that it is
+    /// the server of.  Gives the NegotiateProtocolVersion that the client has to hear then.
+    #[must_use]
+    pub(crate) fn negotiate(&mut self) -> Option<Vec<u8>> {
+        let is_option = |(name, _): &(Vec<u8>, Vec<u8>)| name.starts_with(OPTION_PREFIX);
+        let (options, parameters) = std::mem::take(&mut self.parameters)
+            .into_iter()
+            .partition::<Vec<_>, _>(is_option);
+        self.parameters = parameters;
+        if self.minor <= NEWEST_MINOR && options.is_empty() {
+            return None;
+        }
+        self.minor = self.minor.min(NEWEST_MINOR);
+        let mut message = Vec::new();
+        put_message(
+            &mut message,
+            BackendTag::NEGOTIATE_PROTOCOL_VERSION.0,
+            |out| {
+                out.extend_from_slice(&3u16.to_be_bytes());
+                out.extend_from_slice(&self.minor.to_be_bytes());
+                let count = u32::try_from(options.len()).unwrap_or(u32::MAX);
+                out.extend_from_slice(&count.to_be_bytes());
+                for (name, _) in &options {
+                    put_cstr(out, name);
+                }
+            },
+        );
+        Some(message)
     }
 
     /// The packet as it goes over the wire.

@@ -17,7 +17,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-pub(crate) use certificates::{BadFile, valid_until};
+pub(crate) use certificates::{BadFile, end_point_digest, valid_until};
 pub use settings::SslMode;
 pub(crate) use settings::{ClientTls, ClientTlsMode, ServerTls};
 

@@ -40,6 +40,7 @@ use crate::forwarder::{Closing, Ready, Resumed, Suspension};
 use crate::message::{ProcessId, TERMINATE};
 use crate::metrics::{Reason, TransferOutcome};
 use crate::parameters::Parameters;
+use crate::scram::Secret;
 use crate::server_conn::ServerConn;
 use crate::socket::ReadDeadline;
 use crate::startup::StartupPacket;
@@ -70,6 +71,8 @@ pub(crate) struct TransferContext {
     pub parameters: Arc<Mutex<Parameters>>,
     /// The process that the client believes to be served by.
     pub client_process_id: Option<ProcessId>,
+    /// What the client has proved of its password; `None`: its server has asked it.
+    pub proven: Option<Secret>,
 }
 
 impl TransferContext {
@@ -81,6 +84,9 @@ impl TransferContext {
         &self,
         login: Option<LoginMethod>,
     ) -> Result<Box<dyn SessionTransfer>, &'static str> {
+        if login == Some(LoginMethod::Scram) && self.proven.is_none() {
+            return Err("it logged in before method = \"scram\" was set, which asks the client");
+        }
         self.dialect
             .session_transfer(&self.startup, login, &self.custom_names)
     }

@@ -4,13 +4,17 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use postgres_protocol::authentication::md5_hash;
-use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
+use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
 use zeroize::Zeroizing;
 
 use super::{Budget, LOGIN, LOGIN_BYTES, Login, Step, request, send, step};
 use crate::error::{Error, Peer};
 use crate::frame::{Frame, FrameReader};
 use crate::message::{BackendTag, ErrorFields, FrontendTag, put_cstr, put_message, split_cstr};
+use crate::scram::{
+    BadServer, Binding, ClientExchange, Expected, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, Secret,
+};
+use crate::tls::end_point_digest;
 
 /// What the proxy may answer when a server asks.
 pub(crate) struct OwnLogin<'a> {
@@ -18,14 +22,30 @@ pub(crate) struct OwnLogin<'a> {
     pub given: &'a str,
     /// From the startup packet.
     pub user: &'a [u8],
-    /// Its password, where the proxy has one.
-    pub password: Option<&'a str>,
+    /// What the proxy has to answer with.
+    pub answer: OwnAnswer<'a>,
+}
+
+/// What the proxy has to answer a server's question with.
+#[derive(Clone, Copy)]
+pub(crate) enum OwnAnswer<'a> {
+    /// Nothing.
+    None,
+    /// The user's password, by whichever method.
+    Password(&'a str),
+    /// Proofs for the user, by SCRAM alone: a server that asks for anything else, or for
+    /// nothing, has not shown that it knows the user.
+    Scram(&'a Secret),
 }
 
 /// A SCRAM exchange under way.
 enum Exchange {
     None,
     Begun(Box<ScramSha256>),
+    /// By proofs of the proxy's own making.
+    Opened(Box<ClientExchange>),
+    /// The server is to show this.
+    Answered(Expected),
     /// The server has proved that it knows the password as well.
     Proved,
 }
@@ -41,6 +61,21 @@ pub(crate) fn log_in(
     own: &OwnLogin<'_>,
     deadline: Instant,
 ) -> Result<Login, Error> {
+    log_in_watched(server, first, own, deadline, &mut |_| Ok(()))
+}
+
+/// The same; `watch` sees each of the server's messages that the login goes on by, or ends
+/// with.
+///
+/// # Errors
+/// As [`log_in`], and those of `watch`.
+pub(super) fn log_in_watched(
+    server: &mut FrameReader,
+    first: &Frame,
+    own: &OwnLogin<'_>,
+    deadline: Instant,
+    watch: &mut dyn FnMut(&Frame) -> Result<(), Error>,
+) -> Result<Login, Error> {
     let mut login = Login::default();
     let mut budget = Budget(LOGIN_BYTES);
     let mut exchange = Exchange::None;
@@ -48,19 +83,14 @@ pub(crate) fn log_in(
     loop {
         budget.take(Peer::Server, &frame, deadline)?;
         if frame.backend_tag() == BackendTag::AUTHENTICATION {
-            exchange.check(&frame)?;
+            exchange.check(&frame, own)?;
         }
-        match step(&frame, &mut login)? {
+        let step = step(&frame, &mut login)?;
+        watch(&frame)?;
+        match step {
             Step::Continue => {}
             Step::ClientAnswers => {
-                let Some(password) = own.password else {
-                    let given = own.given;
-                    return Err(refused(format!(
-                        "it asks for a password although it was given {given}"
-                    )));
-                };
-                let clear = may_send_in_clear(server);
-                let answer = exchange.answer(&frame, own.user, password, clear)?;
+                let answer = exchange.answer(&frame, own, server)?;
                 send(server, &answer, deadline)?;
             }
             Step::Refused(ErrorFields {
@@ -72,7 +102,10 @@ pub(crate) fn log_in(
                     message,
                 });
             }
-            Step::Ready => return Ok(login),
+            Step::Ready => {
+                exchange.check_end(own)?;
+                return Ok(login);
+            }
         }
         frame = server.read(LOGIN_BYTES, deadline, LOGIN)?;
     }
@@ -99,10 +132,14 @@ fn code_of(frame: &Frame) -> Result<(i32, &[u8]), Error> {
         .ok_or_else(|| refused("an Authentication request without a code"))
 }
 
+/// What a server that asks for no SCRAM is told of, where the proxy has nothing else.
+const NO_SCRAM: Error = Error::ServerPassword(
+    "it asks for another method than SCRAM-SHA-256, by which alone the proxy knows the user",
+);
+
 impl Exchange {
-    /// Looks at what a server says of itself: where it has begun a SCRAM exchange it lets
-    /// nobody in before it has proved that it knows the password (RFC 5802, section 3).
-    fn check(&mut self, frame: &Frame) -> Result<(), Error> {
+    /// Looks at what a server says of itself.
+    fn check(&mut self, frame: &Frame, own: &OwnLogin<'_>) -> Result<(), Error> {
         let (code, data) = code_of(frame)?;
         match (code, &mut *self) {
             (request::SASL_FINAL, Self::Begun(scram)) => {
@@ -112,10 +149,27 @@ impl Exchange {
                 *self = Self::Proved;
                 Ok(())
             }
-            (request::OK, Self::Begun(_)) | (request::SASL_FINAL, _) => {
-                Err(refused("it ends a SCRAM exchange before its end"))
+            (request::SASL_FINAL, Self::Answered(expected)) => {
+                expected.check(data).map_err(told)?;
+                *self = Self::Proved;
+                Ok(())
             }
+            (request::SASL_FINAL, _) => Err(early_end()),
+            (request::OK, _) => self.check_end(own),
             _ => Ok(()),
+        }
+    }
+
+    /// A server lets the user in.  Where it has begun a SCRAM exchange it may not do so
+    /// before it has proved that it knows the password (RFC 5802, section 3).
+    fn check_end(&self, own: &OwnLogin<'_>) -> Result<(), Error> {
+        match (self, own.answer) {
+            (Self::Proved, _) => Ok(()),
+            (Self::None, OwnAnswer::None | OwnAnswer::Password(_)) => Ok(()),
+            (Self::None, OwnAnswer::Scram(_)) => Err(Error::ServerPassword(
+                "it lets the user in without SCRAM-SHA-256, and so has not shown which server it is",
+            )),
+            _ => Err(early_end()),
         }
     }
 
@@ -123,14 +177,35 @@ impl Exchange {
     fn answer(
         &mut self,
         frame: &Frame,
-        user: &[u8],
-        password: &str,
-        may_send_in_clear: bool,
+        own: &OwnLogin<'_>,
+        server: &FrameReader,
     ) -> Result<Zeroizing<Vec<u8>>, Error> {
         let (code, data) = code_of(frame)?;
+        let answer = match own.answer {
+            OwnAnswer::None => {
+                let given = own.given;
+                return Err(refused(format!(
+                    "it asks for a password although it was given {given}"
+                )));
+            }
+            OwnAnswer::Password(password) => {
+                self.answer_by_password((code, data), own.user, password, server)?
+            }
+            OwnAnswer::Scram(secret) => self.answer_by_proof((code, data), secret, server)?,
+        };
+        Ok(Zeroizing::new(answer))
+    }
+
+    fn answer_by_password(
+        &mut self,
+        (code, data): (i32, &[u8]),
+        user: &[u8],
+        password: &str,
+        server: &FrameReader,
+    ) -> Result<Vec<u8>, Error> {
         let mut answer = Vec::new();
         match (code, &mut *self) {
-            (request::CLEARTEXT, _) if !may_send_in_clear => {
+            (request::CLEARTEXT, _) if !may_send_in_clear(server) => {
                 return Err(refused(
                     "it asks for a password in clear, without TLS and over a network",
                 ));
@@ -147,18 +222,12 @@ impl Exchange {
                 });
             }
             (request::SASL, Self::None) => {
-                if !mechanisms(data).any(|name| name == SCRAM_SHA_256.as_bytes()) {
+                if !offers(data, SCRAM_SHA_256) {
                     return Err(refused("it offers no SCRAM-SHA-256"));
                 }
                 let binding = ChannelBinding::unsupported();
                 let scram = ScramSha256::new(password.as_bytes(), binding);
-                let first = scram.message();
-                let length = i32::try_from(first.len()).unwrap_or(i32::MAX);
-                put_message(&mut answer, FrontendTag::PASSWORD.0, |out| {
-                    put_cstr(out, SCRAM_SHA_256.as_bytes());
-                    out.extend_from_slice(&length.to_be_bytes());
-                    out.extend_from_slice(first);
-                });
+                put_initial_response(&mut answer, SCRAM_SHA_256, scram.message());
                 *self = Self::Begun(Box::new(scram));
             }
             (request::SASL_CONTINUE, Self::Begun(scram)) => {
@@ -169,21 +238,78 @@ impl Exchange {
                     out.extend_from_slice(scram.message());
                 });
             }
-            _ => {
-                return Err(refused(format!(
-                    "Authentication request {code} out of place"
-                )));
-            }
+            _ => return Err(out_of_place(code)),
         }
-        Ok(Zeroizing::new(answer))
+        Ok(answer)
+    }
+
+    fn answer_by_proof(
+        &mut self,
+        (code, data): (i32, &[u8]),
+        secret: &Secret,
+        server: &FrameReader,
+    ) -> Result<Vec<u8>, Error> {
+        let mut answer = Vec::new();
+        match (code, std::mem::replace(self, Self::None)) {
+            (request::CLEARTEXT | request::MD5, Self::None) => return Err(NO_SCRAM),
+            (request::SASL, Self::None) => {
+                if !offers(data, SCRAM_SHA_256) {
+                    return Err(NO_SCRAM);
+                }
+                let certificate = server.stream().server_certificate();
+                let end_point = certificate.and_then(|it| end_point_digest(&it));
+                let binding = Binding::new(offers(data, SCRAM_SHA_256_PLUS), end_point);
+                let exchange = ClientExchange::new(binding).map_err(|bad| told(bad.into()))?;
+                let message = exchange.first_message();
+                put_initial_response(&mut answer, exchange.mechanism(), &message);
+                *self = Self::Opened(Box::new(exchange));
+            }
+            (request::SASL_CONTINUE, Self::Opened(exchange)) => {
+                let (message, expected) = exchange.answer(secret, data).map_err(told)?;
+                put_message(&mut answer, FrontendTag::PASSWORD.0, |out| {
+                    out.extend_from_slice(&message);
+                });
+                *self = Self::Answered(expected);
+            }
+            _ => return Err(out_of_place(code)),
+        }
+        Ok(answer)
     }
 }
 
-/// The names of an AuthenticationSASL.
-fn mechanisms(mut rest: &[u8]) -> impl Iterator<Item = &[u8]> {
-    std::iter::from_fn(move || {
+fn early_end() -> Error {
+    refused("it ends a SCRAM exchange before its end")
+}
+
+fn out_of_place(code: i32) -> Error {
+    refused(format!("Authentication request {code} out of place"))
+}
+
+/// What has become of an exchange by proofs.
+fn told(bad: BadServer) -> Error {
+    match bad {
+        BadServer::OtherVerifier => Error::ServerPassword(
+            "it holds another verifier of the user, by salt or iterations, or has no such user",
+        ),
+        bad => refused(bad.to_string()),
+    }
+}
+
+fn put_initial_response(out: &mut Vec<u8>, mechanism: &str, message: &[u8]) {
+    let length = i32::try_from(message.len()).unwrap_or(i32::MAX);
+    put_message(out, FrontendTag::PASSWORD.0, |out| {
+        put_cstr(out, mechanism.as_bytes());
+        out.extend_from_slice(&length.to_be_bytes());
+        out.extend_from_slice(message);
+    });
+}
+
+/// Whether `mechanism` is among the names of an AuthenticationSASL.
+fn offers(mut rest: &[u8], mechanism: &str) -> bool {
+    let names = std::iter::from_fn(|| {
         let (name, after) = split_cstr(rest)?;
         rest = after;
         (!name.is_empty()).then_some(name)
-    })
+    });
+    names.into_iter().any(|name| name == mechanism.as_bytes())
 }

@@ -47,10 +47,7 @@ impl Config {
             ),
             ("[client_tls]", self.client_tls != new.client_tls),
             ("[server_tls]", self.server_tls != new.server_tls),
-            (
-                "[login]",
-                (self.login, &self.passfile) != (new.login, &new.passfile),
-            ),
+            ("[login]", self.login != new.login),
             ("[limits]", self.limits != new.limits),
             ("[log]", self.log != new.log),
             ("[shutdown]", self.shutdown.rate != new.shutdown.rate),

@@ -251,6 +251,24 @@ impl<'a> Section<'a> {
             .map(Some)
     }
 
+    /// A text that `accepts`.
+    pub(super) fn text(
+        &self,
+        key: &str,
+        expected: &str,
+        accepts: impl Fn(&str) -> bool,
+    ) -> Result<Option<String>, ConfigError> {
+        self.value(key, expected, |value| {
+            let text = value.get_ref().as_str()?;
+            accepts(text).then(|| text.to_owned())
+        })
+    }
+
+    /// Whether `key` is there.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
+    }
+
     /// A list of texts that `accepts`; each complaint names its own line.
     pub(super) fn texts(
         &self,

@@ -6,6 +6,7 @@
 )]
 
 use super::*;
+use crate::dialect::LoginMethod;
 
 const BACKEND: &str = "[[backend]]\nname = \"pod-a\"\naddress = \"127.0.0.1:26301\"\n";
 
@@ -44,8 +45,7 @@ fn one_backend_is_enough_and_the_rest_has_defaults() {
             health_fall: 3,
             idle_timeout: Duration::ZERO,
             dialect: Dialect::CockroachDb,
-            login: None,
-            passfile: None,
+            login: Login::default(),
             custom_settings: Vec::new(),
             client_tls: None,
             server_tls: ServerTls {
@@ -132,8 +132,11 @@ capture = "idle"
 rate = 50
 end_after = "10m"
 [login]
-method = "passfile"
+method = "scram"
 file = "passwords"
+auth_user = "proxy"
+auth_dbname = "shop"
+auth_query = "SELECT * FROM proxy.look_up($1)"
 [[peer]]
 id = 16383
 address = "proxy-b:26258"
@@ -168,8 +171,15 @@ fn every_key_is_read() {
         health_fall: 7,
         idle_timeout: Duration::from_secs(3600),
         dialect: Dialect::PostgreSql,
-        login: Some(LoginMethod::Passfile),
-        passfile: Some("conf/passwords".into()),
+        login: Login {
+            method: Some(LoginMethod::Scram),
+            passfile: Some("conf/passwords".into()),
+            users: Some(UserSource::Query(AuthQuery {
+                user: "proxy".to_owned(),
+                database: "shop".to_owned(),
+                text: "SELECT * FROM proxy.look_up($1)".to_owned(),
+            })),
+        },
         custom_settings: vec!["app.tenant".to_owned()],
         client_tls: Some(ClientTls {
             mode: ClientTlsMode::Require,
@@ -390,7 +400,7 @@ fn a_bad_key_is_named_with_its_line() {
         ),
         (
             "[login]\nmethod = \"trust\"\nfile = \"x\"",
-            "3: login.file: only method = \"passfile\" reads one",
+            "3: login.file: only method = \"passfile\" or \"scram\" reads one",
         ),
         (
             "[login]\nmethod = \"cert\"",
@@ -402,11 +412,51 @@ fn a_bad_key_is_named_with_its_line() {
         ),
         (
             "[login]\nmethod = \"hope\"",
-            "2: login.method: expected one of \"trust\", \"cert\", \"passfile\", found \"hope\"",
+            "2: login.method: expected one of \"trust\", \"cert\", \"passfile\", \"scram\", found \"hope\"",
         ),
         (
             "[login]\n",
-            "1: login.method: expected how the proxy logs in: \"trust\", \"cert\" or \"passfile\", found nothing",
+            "1: login.method: expected how the proxy logs in: \"trust\", \"cert\", \"passfile\" or \"scram\", found nothing",
+        ),
+        (
+            "[login]\nmethod = \"scram\"\nauth_file = \"x\"",
+            "2: login.method: \"scram\" needs dialect = \"postgresql\"",
+        ),
+        (
+            "dialect = \"postgresql\"\n[login]\nmethod = \"scram\"",
+            "2: login.auth_file: expected the users' file, or auth_user and a query instead, which method = \"scram\" needs, found nothing",
+        ),
+        (
+            "dialect = \"postgresql\"\n[login]\nmethod = \"scram\"\nauth_file = \"x\"\nauth_user = \"y\"",
+            "5: login.auth_user: auth_file is there as well",
+        ),
+        (
+            "dialect = \"postgresql\"\n[login]\nmethod = \"scram\"\nauth_file = \"x\"\nfile = \"y\"",
+            "5: login.file: beside auth_file nobody needs a password of it",
+        ),
+        (
+            "dialect = \"postgresql\"\n[login]\nmethod = \"scram\"\nauth_file = \"x\"\nauth_query = \"SELECT $1\"",
+            "5: login.auth_query: expected auth_user beside it",
+        ),
+        (
+            "dialect = \"postgresql\"\n[login]\nmethod = \"scram\"\nauth_dbname = \"x\"",
+            "4: login.auth_dbname: expected auth_user beside it",
+        ),
+        (
+            "dialect = \"postgresql\"\n[login]\nmethod = \"scram\"\nauth_user = \"x\"\nauth_query = \"SELECT 1\"",
+            "5: login.auth_query: expected a query with $1, the user's name, found \"SELECT 1\"",
+        ),
+        (
+            "[login]\nmethod = \"scram\"\nauth_user = \"\"",
+            "3: login.auth_user: expected a user's name, found \"\"",
+        ),
+        (
+            "[login]\nmethod = \"trust\"\nauth_file = \"x\"",
+            "3: login.auth_file: only method = \"scram\" asks clients who they are",
+        ),
+        (
+            "[login]\nmethod = \"trust\"\nauth_user = \"x\"",
+            "3: login.auth_user: only method = \"scram\" asks clients who they are",
         ),
         (
             "dialect = \"mysql\"",
@@ -628,8 +678,27 @@ fn the_shipped_file_is_good_with_and_without_its_comments() {
     let full = Config::parse(path, &uncommented.join("\n")).unwrap();
     assert!(full.client_tls.is_some());
     assert_eq!(full.server_tls.sslmode, SslMode::VerifyFull);
-    assert_eq!(full.login, Some(LoginMethod::Trust));
+    assert_eq!(full.login.method, Some(LoginMethod::Trust));
     assert_eq!(full.peers.own, Some(1));
+}
+
+#[test]
+fn users_are_in_a_file_or_asked_for() {
+    let login = |lines: &str| {
+        let head = "dialect = \"postgresql\"\n[login]\nmethod = \"scram\"\n";
+        parse(&format!("{head}{lines}\n{BACKEND}")).unwrap().login
+    };
+    let file = login("auth_file = \"userlist.txt\"");
+    let expected = UserSource::File("conf/userlist.txt".into());
+    assert_eq!((file.users, file.passfile), (Some(expected), None));
+    let Some(UserSource::Query(query)) = login("auth_user = \"proxy\"").users else {
+        panic!("no query");
+    };
+    assert_eq!(query.database, "postgres");
+    // Nothing in it is looked for along a search_path.
+    for name in ["pg_authid", "now()", "<", "="] {
+        assert!(query.text.contains(&format!("pg_catalog.{name}")), "{name}");
+    }
 }
 
 #[test]

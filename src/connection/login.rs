@@ -1,12 +1,13 @@
 //! A client's login, up to the session that it opens.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use parking_lot::Mutex;
 
 use crate::admission::Admitted;
-use crate::authentication::{Login, LoginObserver, Relayed, relay};
+use crate::authentication::{Login, LoginObserver, Relayed, let_in, prove, relay};
 use crate::cancel::Cancellable;
 use crate::config::Config;
 use crate::connection_limit::Permit;
@@ -25,6 +26,7 @@ use crate::socket::ReadDeadline;
 use crate::stage::Stage;
 use crate::startup::StartupPacket;
 use crate::transfer::TransferContext;
+use crate::users::Asking;
 
 /// A session whose client has its first ReadyForQuery.
 pub(super) struct Opened {
@@ -56,6 +58,10 @@ struct LoginOf<'a> {
 impl LoginObserver for LoginOf<'_> {
     fn client_answers(&mut self, waiting: bool) {
         self.handshake.set_waiting(waiting);
+    }
+
+    fn refused(&mut self) {
+        self.handshake.set_refused();
     }
 
     fn client_key(&mut self, bytes: usize) -> Result<Vec<u8>, Error> {
@@ -93,12 +99,12 @@ pub(super) fn open(
     config: &Config,
     name: &Arc<SessionName>,
     admitted: Admitted,
-    handshake: &Handshake,
+    (handshake, address): (&Handshake, IpAddr),
     (read_deadline, deadline): (Arc<ReadDeadline>, Instant),
 ) -> Result<Option<Opened>, Error> {
     let Admitted {
         mut client,
-        startup,
+        mut startup,
     } = admitted;
     if state.stages.has_reached(Stage::Ending) {
         return Err(Refusal::Stopping.into());
@@ -107,13 +113,9 @@ pub(super) fn open(
         // Told before its password is asked for; what counts is who has logged in.
         return Err(Refusal::MaxConnections(config.max_connections).into());
     }
-    let Connected {
-        assignment,
-        mut server,
-        first,
-    } = state
-        .connector
-        .connect(&startup.to_bytes(), &read_deadline, deadline)?;
+    let source = state.users.source();
+    let greeting = source.as_ref().and_then(|_| startup.negotiate());
+    let user = startup.get(b"user").unwrap_or_default();
     let mut login_of = LoginOf {
         handshake,
         state,
@@ -122,7 +124,50 @@ pub(super) fn open(
         startup: &startup,
         permits: None,
     };
-    let relayed = relay(&mut client, &mut server, first, deadline, &mut login_of)?;
+    // Before a server hears of it: strangers cost the servers nothing.
+    let proven = match source {
+        None => None,
+        Some(source) => {
+            let asking = Asking {
+                connector: &state.connector,
+                handshake,
+                address,
+                read_deadline: &read_deadline,
+                deadline,
+            };
+            let greeting = greeting.unwrap_or_default();
+            let question = || state.users.question(&source, user, &asking);
+            let proven = prove(
+                &mut client,
+                user,
+                greeting,
+                deadline,
+                &mut login_of,
+                question,
+            );
+            Some(proven?)
+        }
+    };
+    let Connected {
+        assignment,
+        mut server,
+        first,
+    } = state
+        .connector
+        .connect(&startup.to_bytes(), &read_deadline, deadline)?;
+    let relayed = match &proven {
+        None => relay(&mut client, &mut server, first, deadline, &mut login_of),
+        Some(proven) => let_in(
+            &client,
+            user,
+            &mut server,
+            &first,
+            proven,
+            deadline,
+            &mut login_of,
+        ),
+    };
+    let relayed = relayed?;
     let LoginOf {
         client_key,
         permits,
@@ -166,6 +211,7 @@ pub(super) fn open(
         read_deadline,
         parameters: Arc::new(Mutex::new(parameters)),
         client_process_id: client_key.as_deref().and_then(process_id),
+        proven: proven.map(|proven| proven.secret),
     };
     let Some(permits) = permits else {
         return Err(Refusal::TooManyLogins.into());

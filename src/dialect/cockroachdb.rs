@@ -15,8 +15,8 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use uuid::Uuid;
 
 use super::{
-    Answer, BadAnswer, Conversation, LoginMethod, Request, SessionState, SessionTransfer, Turn,
-    Unsupported,
+    Answer, BadAnswer, Conversation, Credentials, LoginMethod, Request, SessionState,
+    SessionTransfer, Turn, Unsupported,
 };
 use crate::error::{Error, Refusal, shown};
 use crate::message::{BackendTag, ErrorFields, FrontendTag, put_message, query};
@@ -208,8 +208,11 @@ impl SessionState for SerializedSession {
         }
     }
 
-    fn takes_password(&self) -> bool {
-        matches!(self.entry, Entry::Login(LoginMethod::Passfile))
+    fn credentials(&self) -> Credentials {
+        match self.entry {
+            Entry::Token(_) => Credentials::None,
+            Entry::Login(login) => login.credentials(),
+        }
     }
 
     fn restore<'a>(

@@ -28,6 +28,17 @@ pub enum Refusal {
     /// The server's method cannot be relayed.
     #[error("the SQL server asks for GSSAPI or SSPI, which sqlproxy cannot relay")]
     GssApi,
+    /// The client answers the proxy's question for SCRAM by something else.
+    #[error(
+        "sqlproxy asks for SCRAM-SHA-256 and the client answers by another method: its driver has none, or has it switched off"
+    )]
+    NoScram,
+    /// The client wants more of SCRAM than there is.
+    #[error("{0}")]
+    ScramExtension(&'static str),
+    /// Somebody between client and proxy has a hand in their TLS.
+    #[error("SCRAM channel binding negotiation error: {0}")]
+    ChannelBinding(&'static str),
     /// A new session while the proxy ends.
     #[error("sqlproxy is shutting down")]
     Stopping,
@@ -91,6 +102,8 @@ impl Refusal {
             Self::NoUser => "no_user",
             Self::Parameter(_) => "parameter",
             Self::GssApi => "gssapi",
+            Self::NoScram | Self::ScramExtension(_) => "no_scram",
+            Self::ChannelBinding(_) => "channel_binding",
             Self::Stopping
             | Self::Shutdown
             | Self::Killed
@@ -110,8 +123,12 @@ impl Refusal {
     #[must_use]
     pub const fn sqlstate(&self) -> SqlState {
         match self {
-            Self::EncryptionRequired | Self::NoUser => SqlState::INVALID_AUTHORIZATION,
-            Self::ProtocolVersion { .. } | Self::GssApi => SqlState::FEATURE_NOT_SUPPORTED,
+            Self::EncryptionRequired | Self::NoUser | Self::NoScram | Self::ChannelBinding(_) => {
+                SqlState::INVALID_AUTHORIZATION
+            }
+            Self::ProtocolVersion { .. } | Self::GssApi | Self::ScramExtension(_) => {
+                SqlState::FEATURE_NOT_SUPPORTED
+            }
             Self::Parameter(_) => SqlState::REJECTED_CONNECTION,
             Self::DrainOver {
                 in_transaction: true,

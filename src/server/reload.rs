@@ -10,6 +10,7 @@ use crate::logging;
 use crate::passfile::Passfile;
 use crate::sweep;
 use crate::tls::{TlsContexts, valid_until};
+use crate::users::Source;
 
 impl Server {
     /// Reads the file again.
@@ -43,8 +44,9 @@ impl Server {
         let config = Config::load(&self.config_path).map_err(|error| error.to_string())?;
         let tls = TlsContexts::load(config.client_tls.as_ref(), &config.server_tls)
             .map_err(|error| error.to_string())?;
-        let passfile = config.passfile.as_deref().map(Passfile::load);
+        let passfile = config.login.passfile.as_deref().map(Passfile::load);
         let passfile = passfile.transpose().map_err(|error| error.to_string())?;
+        let users = Source::load(&config.login).map_err(|error| error.to_string())?;
         limits::check(&config).map_err(|error| error.to_string())?;
         let old = Arc::clone(&self.state.config.read());
         let mut later = Vec::new();
@@ -70,6 +72,7 @@ impl Server {
         let changed = old.changes(&config);
         self.state.connector.balancer().configure(&config.backends);
         self.state.connector.configure(&config, &tls, passfile);
+        self.state.users.configure(users);
         *self.state.tls.write() = Arc::new(tls);
         self.state
             .rounds

@@ -36,7 +36,7 @@ impl Session {
         let (timeout, capture, login) = {
             let config = self.config.read();
             let capture = config.migration.capture;
-            (config.idle_timeout, capture, config.login)
+            (config.idle_timeout, capture, config.login.method)
         };
         let traffic = self.forwarder.traffic();
         let mut ahead = self.ahead.lock();
@@ -88,7 +88,7 @@ impl Session {
             .stack_size(STACK_BYTES)
             .spawn(move || {
                 let config = Arc::clone(&session.config.read());
-                let (limits, login) = (&config.migration, config.login);
+                let (limits, login) = (&config.migration, config.login.method);
                 let captured =
                     transfer::capture(suspension, &session.transfer, limits, login, |lost| {
                         session.lose(lost);

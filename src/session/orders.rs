@@ -38,7 +38,10 @@ impl Movable for Session {
         drop(server);
         let session = Weak::clone(&self.this) as Weak<dyn RetryOrder>;
         let ticket = MoveTicket::new(round, &self.name, from, session);
-        if let Err(reason) = self.transfer.session_transfer(self.config.read().login) {
+        if let Err(reason) = self
+            .transfer
+            .session_transfer(self.config.read().login.method)
+        {
             ticket.give_up(Reason::new(ReasonLabel::Unsupported, reason));
             return;
         }
@@ -164,7 +167,7 @@ impl Session {
                 let ready = taken.lock().take();
                 if let Some(ready) = ready {
                     let config = Arc::clone(&session.config.read());
-                    let (limits, login) = (&config.migration, config.login);
+                    let (limits, login) = (&config.migration, config.login.method);
                     let before = session.backend();
                     let held = transfer::run(ready, &session.transfer, limits, login, |lost| {
                         HeldSession::lose(&*session, lost);

@@ -64,7 +64,7 @@ impl Session {
         let application = self.transfer.parameters.lock();
         let application = application.get(b"application_name").unwrap_or_default();
         let application = shown(&String::from_utf8_lossy(application));
-        let login = self.config.read().login;
+        let login = self.config.read().login.method;
         SessionView {
             name: Arc::clone(&self.name),
             application,

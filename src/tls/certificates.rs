@@ -5,6 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use openssl::asn1::Asn1Time;
+use openssl::hash::MessageDigest;
+use openssl::nid::Nid;
 use openssl::pkey::{PKey, Private};
 use openssl::x509::X509;
 
@@ -78,6 +80,21 @@ pub(crate) fn valid_until(file: &Path) -> Option<i64> {
     let epoch = Asn1Time::from_unix(0).ok()?;
     let left = epoch.diff(certificates.first()?.not_after()).ok()?;
     Some(i64::from(left.days) * 86_400 + i64::from(left.secs))
+}
+
+/// The digest of a certificate, given as DER, that a SCRAM exchange is bound to
+/// (`tls-server-end-point`, RFC 5929, section 4.1).  `None` where the RFC has none: its
+/// signature is by no single digest, as Ed25519.
+#[must_use]
+pub(crate) fn end_point_digest(certificate: &[u8]) -> Option<Vec<u8>> {
+    let certificate = X509::from_der(certificate).ok()?;
+    let signature = certificate.signature_algorithm().object().nid();
+    let digest = match signature.signature_algorithms()?.digest {
+        Nid::MD5 | Nid::SHA1 => MessageDigest::sha256(),
+        digest => MessageDigest::from_nid(digest)?,
+    };
+    let digest = certificate.digest(digest).ok()?;
+    Some(digest.to_vec())
 }
 
 /// A private key as PEM: PKCS#8, PKCS#1 or SEC1.

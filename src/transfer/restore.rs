@@ -79,7 +79,7 @@ pub(super) fn restore(
         .log_in_target(
             (leaves, old.stream.is_encrypted()),
             &startup,
-            state,
+            (state, context.proven.as_ref()),
             &context.read_deadline,
             round_started,
             deadline,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::super::{
-    Answer, BadAnswer, Conversation, CustomNames, LoginMethod, Request, SessionState,
+    Answer, BadAnswer, Conversation, Credentials, CustomNames, LoginMethod, Request, SessionState,
     SessionTransfer, Turn,
 };
 use super::Step;
@@ -184,8 +184,8 @@ impl SessionState for Captured {
         self.login.lets_in_by()
     }
 
-    fn takes_password(&self) -> bool {
-        self.login == LoginMethod::Passfile
+    fn credentials(&self) -> Credentials {
+        self.login.credentials()
     }
 
     fn restore<'a>(
