@@ -3,6 +3,7 @@
 //! | symptom | look in |
 //! |---|---|
 //! | a login fails, or a stranger gets further than it should | admission, authentication |
+//! | `[login] method = "scram"`: a password, its proof, a lookup | scram, `src/scram/tests.rs` |
 //! | a client hangs, or gets an answer that is not its own, after a move | moving/answers, moving/late, moving/busy |
 //! | a session does not move, or its reason is wrong | moving/waiting, moving/transfer, exchange |
 //! | a failure in a transfer costs the session | moving/matrix |
@@ -67,6 +68,7 @@ mod reference;
 mod reload;
 mod replacing;
 mod rest;
+mod scram;
 mod shutdown;
 mod split;
 mod storm;

@@ -7,7 +7,7 @@ use std::path::Path;
 use postgres::{Client, Config, NoTls};
 use rustix::process::Signal;
 
-use crate::support::message::authentication;
+use crate::support::message::{authentication, ready};
 use crate::support::postgres::Cluster;
 use crate::support::proxy::{Outcome, Proxy, Setup};
 use crate::support::server::{Server, ServerEnd};
@@ -156,8 +156,11 @@ type Lie = fn(&mut ServerEnd);
 #[test]
 fn a_server_that_does_not_know_the_password_gets_no_session() {
     let cluster = asking();
-    let liars: [(&str, Lie); 2] = [
+    let liars: [(&str, Lie); 3] = [
         ("it ends a SCRAM exchange before its end", |_| {}),
+        ("it ends a SCRAM exchange before its end", |end| {
+            end.wire.send(&ready(b'I'));
+        }),
         ("a malformed SCRAM message", |end| {
             end.wire
                 .send(&authentication(11, b"r=not-the-client's,s=c2FsdA==,i=4096"));

@@ -11,6 +11,7 @@ pub(crate) mod pods;
 pub(crate) mod postgres;
 pub(crate) mod proxy;
 pub(crate) mod psql;
+pub(crate) mod scram;
 
 pub(crate) mod server;
 pub(crate) mod wire;
