@@ -96,7 +96,7 @@ impl CancelResult {
 
 /// Why clients get no session.  All of them are there from the start, at 0: the first of
 /// its kind would be no increase to Prometheus otherwise.
-const REFUSED: [&str; 16] = [
+const REFUSED: [&str; 20] = [
     "max_connections",
     "per_user",
     "per_database",
@@ -107,6 +107,10 @@ const REFUSED: [&str; 16] = [
     "parameter",
     "no_user",
     "gssapi",
+    "no_scram",
+    "channel_binding",
+    "password",
+    "user_lookup",
     "shutting_down",
     "no_thread",
     "no_backend",

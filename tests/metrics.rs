@@ -315,7 +315,7 @@ fn what_can_happen_is_there_before_it_does() {
     let refused = text
         .lines()
         .filter(|line| line.starts_with("sqlproxy_clients_refused_total{"));
-    assert_eq!(refused.count(), 16);
+    assert_eq!(refused.count(), 20);
     let reason = "sqlproxy_clients_refused_total{reason=\"max_connections\"} ";
     assert_eq!(sample(reason), 0.0);
 }
