@@ -6,7 +6,8 @@
 //! counts when its answer comes, and each is known by its place among the messages
 //! between two Syncs.
 //!
-//! Memory: one Parse of at most [`MAX_BYTES`] a session, and those under way.
+//! Memory: one Parse of at most [`MAX_BYTES`] a session, and those under way up to
+//! [`MAX_PENDING_BYTES`]: a client may send behind an error for ever and never a Sync.
 
 use std::collections::VecDeque;
 
@@ -14,6 +15,12 @@ use crate::message::{BackendTag, FrontendTag};
 
 /// A longer Parse is not kept; its session does not move while it stands.
 pub(crate) const MAX_BYTES: usize = 64 * 1024;
+
+/// Of Parses that are sent and not answered; with more the statement is unknown until
+/// the next one.
+const MAX_PENDING_BYTES: usize = 512 * 1024;
+/// Of such changes.
+const MAX_PENDING: usize = 8 * 1024;
 
 /// What the server's unnamed statement is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -74,6 +81,10 @@ pub(crate) struct UnnamedTracker {
     statement: Unnamed,
     /// What has been sent and not answered.
     pending: VecDeque<(Place, Change)>,
+    /// Of the Parses in it.
+    pending_bytes: usize,
+    /// There were too many: nothing is followed until all has been answered.
+    lost: bool,
     sent: Place,
     answered: Place,
     /// The server drops everything up to the next Sync.
@@ -91,6 +102,9 @@ impl UnnamedTracker {
     /// A message of the client; `frame` begins with it, where it is a Parse that is
     /// kept.
     pub(crate) fn request(&mut self, tag: FrontendTag, effect: UnnamedEffect, frame: &[u8]) {
+        if self.lost {
+            return;
+        }
         let change = match (tag, effect) {
             (FrontendTag::SYNC, _) => {
                 self.sent.syncs += 1;
@@ -102,6 +116,7 @@ impl UnnamedTracker {
             (FrontendTag::PARSE, UnnamedEffect::Parse { bytes }) => {
                 let mut kept = self.spare.pop().unwrap_or_default();
                 kept.extend_from_slice(frame.get(..bytes).unwrap_or(frame));
+                self.pending_bytes += kept.len();
                 Some(Change::Parse(kept))
             }
             (FrontendTag::PARSE, UnnamedEffect::LongParse) => Some(Change::LongParse),
@@ -118,12 +133,20 @@ impl UnnamedTracker {
         };
         if let Some(change) = change {
             self.pending.push_back((self.sent, change));
+            if self.pending.len() > MAX_PENDING || self.pending_bytes > MAX_PENDING_BYTES {
+                self.pending = VecDeque::new();
+                self.pending_bytes = 0;
+                self.lost = true;
+            }
         }
         self.sent.messages = self.sent.messages.saturating_add(1);
     }
 
     /// A message of the server, but for those that may come at any time.
     pub(crate) fn response(&mut self, tag: BackendTag) {
+        if self.lost {
+            return;
+        }
         let due = self
             .pending
             .front()
@@ -147,8 +170,8 @@ impl UnnamedTracker {
                 self.skipping = true;
             }
             (BackendTag::PARSE_COMPLETE, Some(Change::Parse(_) | Change::LongParse)) => {
-                match self.pending.pop_front() {
-                    Some((_, Change::Parse(frame))) => self.set(Unnamed::Parsed(frame)),
+                match self.pop() {
+                    Some(Change::Parse(frame)) => self.set(Unnamed::Parsed(frame)),
                     _ => self.set(Unnamed::TooLong),
                 }
                 self.answered.messages += 1;
@@ -175,9 +198,11 @@ impl UnnamedTracker {
 
     /// Everything asked has been answered, by what the exchange knows.
     pub(crate) fn all_answered(&mut self) {
-        if !self.pending.is_empty() {
+        if !self.pending.is_empty() || self.lost {
             // The count was wrong: a Sync in a COPY, a server of another mind.
             self.pending.clear();
+            self.pending_bytes = 0;
+            self.lost = false;
             self.set(Unnamed::Unknown);
         }
         self.sent = Place::default();
@@ -190,7 +215,7 @@ impl UnnamedTracker {
         let syncs = self.answered.syncs;
         let is_over = |(place, _): &(Place, Change)| place.syncs <= syncs;
         while self.pending.front().is_some_and(is_over) {
-            if let Some((_, Change::Parse(frame))) = self.pending.pop_front() {
+            if let Some(Change::Parse(frame)) = self.pop() {
                 self.keep_memory(frame);
             }
         }
@@ -199,6 +224,14 @@ impl UnnamedTracker {
             messages: 0,
         };
         self.skipping = false;
+    }
+
+    fn pop(&mut self) -> Option<Change> {
+        let (_, change) = self.pending.pop_front()?;
+        if let Change::Parse(frame) = &change {
+            self.pending_bytes = self.pending_bytes.saturating_sub(frame.len());
+        }
+        Some(change)
     }
 
     fn set(&mut self, statement: Unnamed) {
@@ -320,5 +353,36 @@ mod tests {
             }
         }
         assert!(seen.len() <= 2, "{seen:?}");
+    }
+
+    #[test]
+    fn what_is_sent_behind_an_error_for_ever_takes_no_memory_for_ever() {
+        let mut tracker = UnnamedTracker::default();
+        let frame = vec![b'x'; 60_000];
+        let bytes = frame.len();
+        for effect in [UnnamedEffect::Parse { bytes }, UnnamedEffect::Close] {
+            for _ in 0..10_000 {
+                let tag = match effect {
+                    UnnamedEffect::Close => FrontendTag::CLOSE,
+                    _ => FrontendTag::PARSE,
+                };
+                tracker.request(tag, effect, &frame);
+                assert!(tracker.pending_bytes <= MAX_PENDING_BYTES + bytes);
+                assert!(tracker.pending.len() <= MAX_PENDING + 1);
+            }
+            tracker.response(BackendTag::ERROR_RESPONSE);
+            tracker.request(FrontendTag::SYNC, UnnamedEffect::None, &[]);
+            tracker.response(BackendTag::READY_FOR_QUERY);
+            tracker.all_answered();
+            assert_eq!(*tracker.statement(), Unnamed::Unknown);
+        }
+        // And heals with the next one.
+        tracker.request(
+            FrontendTag::PARSE,
+            UnnamedEffect::Parse { bytes: 3 },
+            b"abc",
+        );
+        tracker.response(BackendTag::PARSE_COMPLETE);
+        assert_eq!(*tracker.statement(), Unnamed::Parsed(b"abc".to_vec()));
     }
 }
