@@ -214,6 +214,7 @@ impl Balancer {
     pub(crate) fn pick_target(
         self: &Arc<Self>,
         own: Option<BackendId>,
+        prefers: Option<BackendId>,
         tried: &[BackendId],
         since: Instant,
     ) -> Result<Assignment, NoTarget> {
@@ -229,7 +230,7 @@ impl Balancer {
             .inspect(|_| any_active = true)
             .filter(|b| !tried.contains(&b.id) && b.slow.is_none_or(|at| at < since))
             .filter(|b| !b.down || own.is_none())
-            .min_by_key(|b| b.sessions);
+            .min_by_key(|b| (Some(b.id) != prefers, b.sessions));
         match found {
             Some(found) => Ok(self.assign(found)),
             None if any_active => Err(NoTarget::NoneLeft),

@@ -20,7 +20,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use crate::config::Address;
-use crate::connection_limit::Limit;
+use crate::connection_limit::{Limit, Permit};
 use crate::connector::Connector;
 use crate::error::{Error, Peer};
 use crate::metrics::{CancelResult, Metrics};
@@ -34,6 +34,9 @@ const MAX_DIALS: usize = 16;
 
 /// Requests that share one connection to a server; further ones are closed at once.
 const MAX_SHARED: usize = 64;
+
+/// Of all keys, those that share one: each keeps its client's connection open.
+const MAX_WAITING: usize = 64;
 
 /// Where a CancelRequest has to go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,7 +67,13 @@ struct Requests {
     /// A thread passes requests on.
     passing: bool,
     /// The clients that it will serve next.
-    next: Vec<Arc<Stream>>,
+    next: Vec<Sharing>,
+}
+
+/// A client that waits for another one's connection.
+struct Sharing {
+    client: Arc<Stream>,
+    _permit: Permit,
 }
 
 type Keys = Mutex<HashMap<Vec<u8>, Arc<Entry>>>;
@@ -73,6 +82,7 @@ type Keys = Mutex<HashMap<Vec<u8>, Arc<Entry>>>;
 pub(crate) struct CancelKeys {
     keys: Arc<Keys>,
     dials: Arc<Limit>,
+    waiting: Arc<Limit>,
     peers: Peers,
 }
 
@@ -90,6 +100,7 @@ impl CancelKeys {
         Self {
             keys: Arc::default(),
             dials: Limit::new(MAX_DIALS),
+            waiting: Limit::new(MAX_WAITING),
             peers,
         }
     }
@@ -178,7 +189,7 @@ pub(crate) fn serve(
         client.shutdown();
         return;
     };
-    let Some(passing) = Passing::begin(&entry, client, metrics) else {
+    let Some(passing) = Passing::begin(&entry, client, &keys.waiting, metrics) else {
         return;
     };
     passing.run(|clients| {
@@ -200,26 +211,38 @@ pub(crate) fn serve(
 struct Passing<'a> {
     entry: &'a Entry,
     clients: Vec<Arc<Stream>>,
+    shared: Vec<Sharing>,
     over: bool,
 }
 
 impl<'a> Passing<'a> {
     /// `None` where another thread does it, for `client` as well.
-    fn begin(entry: &'a Entry, client: Arc<Stream>, metrics: &Metrics) -> Option<Self> {
+    fn begin(
+        entry: &'a Entry,
+        client: Arc<Stream>,
+        waiting: &Arc<Limit>,
+        metrics: &Metrics,
+    ) -> Option<Self> {
         let mut requests = entry.requests.lock();
         if !std::mem::replace(&mut requests.passing, true) {
             return Some(Self {
                 entry,
                 clients: vec![client],
+                shared: Vec::new(),
                 over: false,
             });
         }
-        if requests.next.len() < MAX_SHARED {
-            requests.next.push(client);
-        } else {
-            drop(requests);
-            metrics.cancel_finished(CancelResult::Dropped, 1);
-            client.shutdown();
+        let has_room = requests.next.len() < MAX_SHARED;
+        match has_room.then(|| waiting.take()).flatten() {
+            Some(permit) => requests.next.push(Sharing {
+                client,
+                _permit: permit,
+            }),
+            None => {
+                drop(requests);
+                metrics.cancel_finished(CancelResult::Dropped, 1);
+                client.shutdown();
+            }
         }
         None
     }
@@ -228,9 +251,12 @@ impl<'a> Passing<'a> {
     /// are some.
     fn run(mut self, mut pass_on: impl FnMut(usize)) {
         loop {
-            pass_on(self.clients.len());
+            pass_on(self.clients.len() + self.shared.len());
             for client in self.clients.drain(..) {
                 client.shutdown();
+            }
+            for sharing in self.shared.drain(..) {
+                sharing.client.shutdown();
             }
             let mut requests = self.entry.requests.lock();
             if requests.next.is_empty() {
@@ -239,7 +265,7 @@ impl<'a> Passing<'a> {
                 self.over = true;
                 return;
             }
-            self.clients.append(&mut requests.next);
+            self.shared.append(&mut requests.next);
         }
     }
 }
@@ -254,7 +280,10 @@ impl Drop for Passing<'_> {
         requests.passing = false;
         let left = std::mem::take(&mut requests.next);
         drop(requests);
-        for client in left.iter().chain(&self.clients) {
+        for sharing in left.iter().chain(&self.shared) {
+            sharing.client.shutdown();
+        }
+        for client in &self.clients {
             client.shutdown();
         }
     }

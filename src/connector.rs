@@ -24,9 +24,12 @@ use crate::socket::{ReadDeadline, Socket};
 use crate::stream::Stream;
 use crate::tls::{self, ServerTlsContext, TlsContexts};
 pub(crate) use look::Probed;
-pub(crate) use target::TargetError;
+pub(crate) use target::{Search, TargetError};
 
 const CONNECTING: &str = "connecting";
+
+/// How often it is asked whether a client still waits for a held server.
+const GIVEN_UP_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The first answer of a server, an ErrorResponse at the longest.
 const FIRST_ANSWER_BYTES: usize = 64 * 1024;
@@ -117,20 +120,22 @@ impl Connector {
         startup: &[u8],
         read_deadline: &Arc<ReadDeadline>,
         deadline: Instant,
+        given_up: &dyn Fn() -> Option<Error>,
     ) -> Result<Connected, Error> {
-        self.patiently(deadline, || {
+        self.patiently(deadline, given_up, || {
             self.connect_once(startup, read_deadline, deadline)
         })
     }
 
     /// Makes an attempt that needs a server.  While sessions are held and none is there,
-    /// waits for one and makes it again.
+    /// waits for one and makes it again, unless `given_up` says why nobody waits any more.
     ///
     /// # Errors
-    /// The attempt's, or [`Error::NoBackendYet`].
+    /// The attempt's, [`Error::NoBackendYet`], or what `given_up` has for one.
     pub(crate) fn patiently<T>(
         &self,
         deadline: Instant,
+        given_up: &dyn Fn() -> Option<Error>,
         mut attempt: impl FnMut() -> Result<T, Error>,
     ) -> Result<T, Error> {
         loop {
@@ -139,12 +144,31 @@ impl Connector {
                 Err(error @ (Error::NoBackend | Error::NoBackendReached(_))) => error,
                 other => return other,
             };
-            match self.balancer.news().wait(seen, deadline) {
+            match self.wait_for_news(seen, deadline, given_up)? {
                 Waited::ForNews => {
                     log::debug!(reason:% = error; "a client waited for a server that is to come back");
                 }
                 Waited::ForNobody => return Err(error),
                 Waited::InVain => return Err(Error::NoBackendYet),
+            }
+        }
+    }
+
+    fn wait_for_news(
+        &self,
+        seen: u64,
+        deadline: Instant,
+        given_up: &dyn Fn() -> Option<Error>,
+    ) -> Result<Waited, Error> {
+        loop {
+            let look = deadline.min(Instant::now() + GIVEN_UP_INTERVAL);
+            match self.balancer.news().wait(seen, look) {
+                Waited::InVain if look < deadline => {
+                    if let Some(error) = given_up() {
+                        return Err(error);
+                    }
+                }
+                waited => return Ok(waited),
             }
         }
     }

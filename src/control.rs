@@ -160,9 +160,9 @@ fn listen(path: &Path, replaces: bool) -> io::Result<UnixListener> {
 
 /// In one step: there is no moment without somebody who takes commands.
 fn take_over(path: &Path) -> io::Result<UnixListener> {
-    let mut own = path.as_os_str().to_owned();
-    own.push(format!(".{}", std::process::id()));
-    let own = Path::new(&own);
+    // A short name: the whole path has its limit (unix(7)).
+    let own = path.with_file_name(format!(".{}", std::process::id()));
+    let own = own.as_path();
     let listener = UnixListener::bind(own)?;
     fs::set_permissions(own, fs::Permissions::from_mode(0o660))
         .and_then(|()| fs::rename(own, path))
@@ -215,6 +215,8 @@ fn serve(mut stream: UnixStream, state: &Arc<ProxyState>, orders: &Sender<Order>
             };
             commands::run(command, &mut running)
         }
+        // Another process looks whether somebody listens here.
+        Err(reason) if reason.is_empty() => return,
         Err(reason) => {
             log::warn!(reason; "command refused");
             Done {
@@ -230,6 +232,9 @@ fn serve(mut stream: UnixStream, state: &Arc<ProxyState>, orders: &Sender<Order>
 }
 
 /// The request, of somebody who may ask.
+///
+/// # Errors
+/// Why there is none; nothing where the client has left without a word.
 fn read_command(stream: &UnixStream) -> Result<Command, String> {
     let peer = socket_peercred(stream).map_err(|error| error.to_string())?;
     if peer.uid != geteuid() && !peer.uid.is_root() {
@@ -259,6 +264,9 @@ fn read_command(stream: &UnixStream) -> Result<Command, String> {
         if end.is_some() || count == 0 {
             break;
         }
+    }
+    if line.is_empty() {
+        return Err(String::new());
     }
     serde_json::from_slice(&line).map_err(|error| format!("not a command: {error}"))
 }

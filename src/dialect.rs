@@ -86,6 +86,27 @@ impl Dialect {
         }
     }
 
+    /// The user and the database that a server takes a startup packet for, as it knows
+    /// them itself.
+    #[must_use]
+    pub(crate) fn who_and_where(self, startup: &StartupPacket) -> (Vec<u8>, Vec<u8>) {
+        /// PostgreSQL cuts longer names (NAMEDATALEN, less its terminator).
+        const NAME_BYTES: usize = 63;
+        let user = startup.get(b"user").unwrap_or_default();
+        let database = startup.get(b"database").filter(|name| !name.is_empty());
+        match self {
+            Self::PostgreSql => {
+                let cut = |name: &[u8]| name.get(..NAME_BYTES).unwrap_or(name).to_vec();
+                (cut(user), cut(database.unwrap_or(user)))
+            }
+            // It folds the case of users' names, and has a default of its own.
+            Self::CockroachDb => {
+                let user = String::from_utf8_lossy(user).to_lowercase();
+                (user.into_bytes(), database.unwrap_or(b"defaultdb").to_vec())
+            }
+        }
+    }
+
     /// Refuses what no client may send and puts in what a server has to know of
     /// the client at `client`.
     ///

@@ -15,9 +15,9 @@
 //! | gone | held for as long as it may be | FATAL 57P01 |
 //! | – | its client leaves, the proxy ends, it is killed | ended |
 
+mod book;
 mod keeper;
 
-use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -30,12 +30,13 @@ use rustix::event::{EventfdFlags, eventfd};
 use crate::balancer::BackendId;
 use crate::config::Migration;
 use crate::connector::Connector;
-use crate::logging::{Milliseconds, event};
+use crate::logging::event;
 use crate::metrics::ReasonLabel;
 use crate::session_name::SessionName;
 use crate::stream::Stream;
 use crate::transfer::{HeldTransfer, Lost, TransferContext};
 use crate::workers::Workers;
+use book::{BackendHold, Book, Fate};
 
 /// A session, as whoever holds it needs it.
 pub(crate) trait HeldSession: Send + Sync {
@@ -61,62 +62,8 @@ pub(crate) trait HeldSession: Send + Sync {
 
 /// Why a session goes on where it was, for the log.
 const RELEASED: &str = "released";
-
-/// How a session's hold ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
-    /// On a new connection.
-    Restored,
-    /// On its old one.
-    Resumed,
-    /// Its server went and none took it.
-    Lost,
-    /// It ended for a reason of its own.
-    Ended,
-}
-
-/// One backend whose sessions are held.
-#[derive(Debug, Clone)]
-struct BackendHold {
-    name: Arc<str>,
-    began: Instant,
-    /// An operator's command keeps it, until then.
-    command_until: Option<Instant>,
-    /// When its server was first seen gone.
-    gone: Option<Instant>,
-    /// Sessions that are held now.
-    held: usize,
-    /// All that were.
-    sessions: usize,
-    restored: usize,
-    resumed: usize,
-    lost: usize,
-}
-
-impl BackendHold {
-    fn log_finished(&self) {
-        log::info!(
-            backend = &*self.name,
-            sessions = self.sessions,
-            restored = self.restored,
-            resumed = self.resumed,
-            lost = self.lost,
-            elapsed_ms:% = Milliseconds(self.began.elapsed());
-            "hold finished"
-        );
-    }
-}
-
-#[derive(Default)]
-struct Book {
-    backends: HashMap<BackendId, BackendHold>,
-    /// For the keeper.
-    arrived: Vec<Held>,
-    /// Backends whose sessions are to go on where they are.
-    released: Vec<BackendId>,
-    stopping: bool,
-    keeper_runs: bool,
-}
+/// The same, where it has been held once for as long as it may be.
+const HELD_IN_VAIN: &str = "no other active backend could be reached, and a hold was in vain";
 
 /// All sessions that are held.
 pub(crate) struct Holds {
@@ -150,6 +97,8 @@ struct Place {
     holds: Arc<Holds>,
     session: Arc<dyn HeldSession>,
     backend: BackendId,
+    /// When it was first held.
+    held: Instant,
     fate: Option<Fate>,
 }
 
@@ -209,7 +158,7 @@ impl Holds {
     }
 
     /// Holds the sessions of a backend that come to it until `until`, and lets no new
-    /// ones there.
+    /// ones there.  True: a command has held it already.
     ///
     /// # Errors
     /// [`HoldError`].
@@ -218,7 +167,7 @@ impl Holds {
         backend: BackendId,
         name: &Arc<str>,
         until: Instant,
-    ) -> Result<(), HoldError> {
+    ) -> Result<bool, HoldError> {
         let mut book = self.book.lock();
         self.need_keeper(&mut book)?;
         // One that is over and has not been settled yet.
@@ -226,10 +175,12 @@ impl Holds {
             Some(hold) if hold.held == 0 => book.backends.remove(&backend),
             _ => None,
         };
+        book.in_vain.remove(&backend);
         let hold = self.hold_of(&mut book, backend, name);
-        hold.command_until = Some(until);
+        let already = hold.command_until.replace(until).is_some();
         // Its server's end and return are still to come.
         hold.gone = None;
+        hold.released = None;
         drop(book);
         if let Some(finished) = finished {
             self.connector.balancer().news().hold_ends();
@@ -237,7 +188,7 @@ impl Holds {
         }
         self.connector.balancer().set_held(backend, true);
         log::info!(backend = &**name; "hold begun by command");
-        Ok(())
+        Ok(already)
     }
 
     /// Lets the sessions of a backend go on whose server lives; those whose server has
@@ -248,7 +199,7 @@ impl Holds {
             return false;
         };
         hold.command_until = None;
-        book.released.push(backend);
+        hold.released = Some(Instant::now());
         drop(book);
         self.connector.balancer().set_held(backend, false);
         self.wake();
@@ -270,6 +221,32 @@ impl Holds {
     fn is_commanded_in(book: &Book, backend: BackendId) -> bool {
         let hold = book.backends.get(&backend);
         hold.is_some_and(|hold| hold.command_until.is_some())
+    }
+
+    /// A backend whose sessions are held, also where the file has it no more.
+    #[must_use]
+    pub(crate) fn named(&self, name: &str) -> Option<BackendId> {
+        let book = self.book.lock();
+        let mut backends = book.backends.iter();
+        backends
+            .find(|(_, hold)| &*hold.name == name)
+            .map(|(id, _)| *id)
+    }
+
+    /// Whether a command keeps the backend held, and its server has not gone yet.
+    fn awaits_end(&self, backend: BackendId) -> bool {
+        let book = self.book.lock();
+        let hold = book.backends.get(&backend);
+        hold.is_some_and(|hold| hold.command_until.is_some() && hold.gone.is_none())
+    }
+
+    /// Whether a round may hold a session of the backend, whose server lives: not a second
+    /// time for the same drain.
+    fn may_hold(&self, book: &mut Book, backend: BackendId) -> bool {
+        if !self.connector.balancer().must_drain(backend) {
+            book.in_vain.remove(&backend);
+        }
+        !book.in_vain.contains(&backend)
     }
 
     /// How many sessions of a backend are held.
@@ -304,6 +281,13 @@ impl Holds {
             session.gone_on();
             return;
         }
+        let lives = !transfer.is_server_gone();
+        if lives && !transfer.is_ordered() && !self.may_hold(&mut book, backend) {
+            drop(book);
+            transfer.resume(ReasonLabel::Released, HELD_IN_VAIN);
+            session.gone_on();
+            return;
+        }
         if transfer.is_ordered() && !Self::is_commanded_in(&book, backend) {
             drop(book);
             transfer.resume(ReasonLabel::Released, RELEASED);
@@ -313,7 +297,7 @@ impl Holds {
         let hold = self.hold_of(&mut book, backend, &name);
         hold.held += 1;
         hold.sessions += 1;
-        if transfer.is_server_gone() {
+        if !lives && hold.command_until.is_none() {
             hold.gone.get_or_insert(now);
         }
         let until = hold.command_until.unwrap_or(now + patience);
@@ -325,6 +309,7 @@ impl Holds {
                 holds: Arc::clone(self),
                 session: Arc::clone(session),
                 backend,
+                held: now,
                 fate: None,
             },
             until,
@@ -359,6 +344,7 @@ impl Holds {
                 began: Instant::now(),
                 command_until: None,
                 gone: None,
+                released: None,
                 held: 0,
                 sessions: 0,
                 restored: 0,

@@ -16,10 +16,12 @@ use crate::config::Config;
 
 /// Client socket, server socket.
 const FILES_PER_CONNECTION: u64 = 2;
+/// Cancel requests that wait for another one's connection, and those connections.
+const FILES_FOR_CANCELS: u64 = 64 + 16;
 /// A transfer's new server socket, and room for a resolver's sockets.
 const FILES_PER_WORKER: u64 = 3;
 /// Listeners, standard streams, admin clients, signal pipes.
-const FILES_RESERVE: u64 = 64;
+const FILES_RESERVE: u64 = 64 + FILES_FOR_CANCELS;
 /// Connections beyond `max_connections` that may be between their accept and the end
 /// of their login.
 pub(crate) const EXTRA_CONNECTIONS: usize = 64;
@@ -292,7 +294,7 @@ mod tests {
         let table = [
             (
                 machine(|m| m.open_files = Some(1024)),
-                "max_connections = 5000 needs 10321 open files, but there are only 1024: raise the hard limit (ulimit -Hn, systemd's LimitNOFILE=) or set max_connections to 351 or less",
+                "max_connections = 5000 needs 10401 open files, but there are only 1024: raise the hard limit (ulimit -Hn, systemd's LimitNOFILE=) or set max_connections to 311 or less",
             ),
             (
                 machine(|m| m.user_threads = Some(4096)),

@@ -68,12 +68,16 @@ pub fn init(settings: Log) -> io::Result<()> {
         };
         let mut builder = Builder::new();
         let target = writer::Target(Arc::clone(&writer));
-        builder
+        // What is more than `[log] level` is left out before it gets here.
+        match environment() {
+            Some(levels) => builder.parse_filters(&levels),
             // A library's own words are for its developers.
-            .filter_level(LevelFilter::Warn)
-            .filter_module(env!("CARGO_PKG_NAME"), LevelFilter::Trace)
+            None => builder
+                .filter_level(LevelFilter::Warn)
+                .filter_module(env!("CARGO_PKG_NAME"), LevelFilter::Trace),
+        };
+        builder
             .write_style(WriteStyle::Never)
-            .parse_default_env()
             .target(Target::Pipe(Box::new(target)))
             .format(|formatter, record| {
                 let Some(logger) = LOGGER.get() else {
@@ -105,9 +109,16 @@ pub(crate) fn configure(settings: Log) {
         return;
     };
     *logger.settings.write() = settings;
-    if std::env::var_os(LEVELS).is_none() {
+    if environment().is_none() {
         log::set_max_level(settings.level);
     }
+}
+
+/// What the environment says of levels; empty is nothing.
+fn environment() -> Option<String> {
+    std::env::var(LEVELS)
+        .ok()
+        .filter(|levels| !levels.is_empty())
 }
 
 /// Whether stderr is what journald gave the process (systemd.exec(5), JOURNAL_STREAM):

@@ -167,7 +167,7 @@ impl Server {
             addresses,
             acceptors: Acceptors::new()?,
             peer_acceptors: Acceptors::new()?,
-            service_manager: ServiceManager::new(),
+            service_manager: ServiceManager::new()?,
             handshakes: Handshakes::new(limit),
             config_path: config_path.to_owned(),
             missed_by_reload,
@@ -257,6 +257,18 @@ impl Server {
 
     /// A round over those of `sessions` whose backend is to be left.
     fn move_leaving(&self, mut sessions: Vec<Arc<Session>>) {
+        // Who came to a backend that a command holds is held as well.
+        let is_commanded = |session: &Arc<Session>| {
+            let backend = session.backend();
+            self.state.holds.is_commanded(backend).then_some(backend)
+        };
+        while let Some(backend) = sessions.iter().find_map(is_commanded) {
+            let (late, others) = sessions
+                .into_iter()
+                .partition(|session| session.backend() == backend);
+            sessions = others;
+            self.migrate("hold", Aim::Hold(backend), late);
+        }
         let balancer = self.state.connector.balancer();
         sessions.retain(|session| balancer.must_drain(session.backend()));
         if !sessions.is_empty() {
@@ -359,6 +371,8 @@ impl Server {
             }
             self.service_manager
                 .alive(now, || status::summary(&self.state));
+            // Whoever waits for one hears that it will not be carried out.
+            self.orders.try_iter().for_each(drop);
             let stop_again = signals.try_iter().any(|signal| signal == Signal::Stop);
             if stop_again || ending.is_over(Instant::now()) {
                 return false;

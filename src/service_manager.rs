@@ -3,8 +3,10 @@
 
 use std::io;
 use std::net::TcpListener;
+use std::thread;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, Sender};
 use listenfd::ListenFd;
 use sd_notify::NotifyState;
 
@@ -25,26 +27,50 @@ pub(crate) fn inherited_listeners() -> io::Result<Vec<TcpListener>> {
     Ok(listeners)
 }
 
-/// Tells it what the process is about; nobody, where it is not there.
+/// Messages on their way to it; what finds no room is told with the next status.
+const MAX_MESSAGES: usize = 16;
+
+/// Tells it what the process is about; nobody, where it is not there.  By a thread of its
+/// own: one that does not read its socket stops nobody.
 #[derive(Debug)]
 pub(crate) struct ServiceManager {
-    /// How often it wants to hear.
-    interval: Option<Duration>,
+    /// How often it wants to hear, and the way there.
+    reader: Option<(Duration, Sender<String>)>,
     heard: Instant,
+}
+
+fn tell_all(messages: &Receiver<String>) {
+    for message in messages {
+        if let Err(error) = sd_notify::notify(&[NotifyState::Custom(&message)]) {
+            log::warn!(reason:% = error; "the service manager is not told");
+        }
+    }
 }
 
 impl ServiceManager {
     /// Whoever has started this process.
-    #[must_use]
-    pub(crate) fn new() -> Self {
-        let is_there = std::env::var_os("NOTIFY_SOCKET").is_some();
+    ///
+    /// # Errors
+    /// There is no thread to be had.
+    pub(crate) fn new() -> io::Result<Self> {
+        let heard = Instant::now();
+        if std::env::var_os("NOTIFY_SOCKET").is_none() {
+            return Ok(Self {
+                reader: None,
+                heard,
+            });
+        }
         // Twice in its time, as sd_watchdog_enabled(3) has it.
         let watchdog = sd_notify::watchdog_enabled().map(|time| time / 2);
         let interval = watchdog.unwrap_or(STATUS_INTERVAL).min(STATUS_INTERVAL);
-        Self {
-            interval: is_there.then_some(interval),
-            heard: Instant::now(),
-        }
+        let (messages, received) = crossbeam_channel::bounded(MAX_MESSAGES);
+        thread::Builder::new()
+            .name("notify".to_owned())
+            .spawn(move || tell_all(&received))?;
+        Ok(Self {
+            reader: Some((interval, messages)),
+            heard,
+        })
     }
 
     /// Clients are served, or the reload is over.
@@ -67,7 +93,8 @@ impl ServiceManager {
     /// When it has to hear next.
     #[must_use]
     pub(crate) fn next(&self) -> Option<Instant> {
-        Some(self.heard + self.interval?)
+        let (interval, _) = self.reader.as_ref()?;
+        Some(self.heard + *interval)
     }
 
     /// The thread that calls it goes on; `status` is what an operator reads.
@@ -79,10 +106,9 @@ impl ServiceManager {
     }
 
     fn tell(&self, states: &[NotifyState<'_>]) {
-        if self.interval.is_some()
-            && let Err(error) = sd_notify::notify(states)
-        {
-            log::warn!(reason:% = error; "the service manager is not told");
+        if let Some((_, messages)) = &self.reader {
+            let lines: Vec<String> = states.iter().map(ToString::to_string).collect();
+            let _ = messages.try_send(lines.join("\n"));
         }
     }
 }

@@ -178,6 +178,7 @@ pub(crate) fn run(
                 reader,
                 to_client,
                 server_gone: false,
+                tried: Vec::new(),
             }));
         }
         Outcome::Kept { reason, resumed } => {

@@ -65,7 +65,11 @@ struct Queue {
 
 impl Queue {
     fn has_room(&self, of_drain: bool) -> bool {
-        self.busy < self.pace.at_once() && !(of_drain && self.rate.is_used_up(Instant::now()))
+        self.busy < self.pace.at_once() && self.may_go(of_drain)
+    }
+
+    fn may_go(&self, of_drain: bool) -> bool {
+        !(of_drain && self.rate.is_used_up(Instant::now()))
     }
 
     fn take(&mut self, of_drain: bool) {
@@ -75,6 +79,9 @@ impl Queue {
         }
     }
 }
+
+/// Places for held sessions whose server is back, beyond those for all.
+pub(crate) const KEPT_FOR_HELD: usize = 4;
 
 /// The transfers' places and the queue for them.
 pub(crate) struct Workers {
@@ -131,7 +138,7 @@ impl Workers {
         let mut queue = self.queue.lock();
         let grown = !queue.waiting.is_empty() && queue.pace.look(now);
         // A rate lets the next one go by the clock, not by somebody's end.
-        let due = queue.waiting.front().is_some_and(|next| next.of_drain);
+        let due = queue.waiting.iter().any(|next| next.of_drain);
         drop(queue);
         if grown || due {
             self.serve_queue();
@@ -162,10 +169,20 @@ impl Workers {
         None
     }
 
-    /// A permit, where there is one now.
-    pub(crate) fn try_take(self: &Arc<Self>) -> Option<WorkerPermit> {
+    /// A permit for a session that is held, where there is one now: a few are kept for
+    /// them, which rounds and captures do not take.
+    pub(crate) fn try_take_for_held(self: &Arc<Self>) -> Option<WorkerPermit> {
+        self.try_take(|queue| queue.busy < queue.pace.at_once() + KEPT_FOR_HELD)
+    }
+
+    /// A permit for what nobody has asked for: at most a half of them.
+    pub(crate) fn try_take_for_capture(self: &Arc<Self>) -> Option<WorkerPermit> {
+        self.try_take(|queue| queue.busy < queue.pace.at_once().div_ceil(2))
+    }
+
+    fn try_take(self: &Arc<Self>, is_free: impl FnOnce(&Queue) -> bool) -> Option<WorkerPermit> {
         let mut queue = self.queue.lock();
-        queue.has_room(false).then(|| {
+        is_free(&queue).then(|| {
             queue.take(false);
             WorkerPermit {
                 workers: Arc::clone(self),
@@ -196,12 +213,13 @@ impl Workers {
         }
     }
 
-    /// The first in the queue, where a place is free; otherwise the serving ends.
+    /// The first in the queue that may go, where a place is free; otherwise the serving
+    /// ends.
     fn next_to_serve(&self) -> Option<Weak<dyn RetryOrder>> {
         let mut queue = self.queue.lock();
-        let of_drain = queue.waiting.front().is_some_and(|next| next.of_drain);
-        let free = queue.has_room(of_drain);
-        match free.then(|| queue.waiting.pop_front()).flatten() {
+        let may_go = |next: &Waiting| queue.has_room(next.of_drain);
+        let index = queue.waiting.iter().position(may_go);
+        match index.and_then(|index| queue.waiting.remove(index)) {
             Some(Waiting {
                 session, queued, ..
             }) => {

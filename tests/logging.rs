@@ -152,6 +152,17 @@ fn the_level_and_the_connections_are_the_operators_choice() {
     let ruled = [("RUST_LOG", "debug")];
     let overruled = log_of("[log]\nconnections = false", &ruled, one_session);
     assert!(overruled.contains("DEBUG session opened"), "{overruled}");
+    // Empty, as unit files have it, is nothing.
+    let empty = log_of("", &[("RUST_LOG", "")], one_session);
+    assert!(empty.contains("INFO session opened"), "{empty}");
+    assert!(!empty.contains("DEBUG"), "{empty}");
+    let info = log_of(
+        "[log]\nlevel = \"debug\"",
+        &[("RUST_LOG", "info")],
+        one_session,
+    );
+    assert!(info.contains("INFO session opened"), "{info}");
+    assert!(!info.contains("DEBUG"), "{info}");
 }
 
 #[test]

@@ -191,10 +191,12 @@ impl<'a> Section<'a> {
 
     /// An address of a page, `http` or `https`.
     pub(super) fn url(&self, key: &str) -> Result<Option<String>, ConfigError> {
-        let expected = "an address like \"http://host:8080/health?ready=1\"";
+        let expected = "an address like \"http://host:8080/health?ready=1\", without a password";
         self.value(key, expected, |value| {
             let url: ureq::http::Uri = value.get_ref().as_str()?.parse().ok()?;
-            let good = matches!(url.scheme_str(), Some("http" | "https")) && url.host().is_some();
+            // A password in it would be in this file's other readers' logs.
+            let is_bare = url.authority().is_some_and(|it| !it.as_str().contains('@'));
+            let good = matches!(url.scheme_str(), Some("http" | "https")) && is_bare;
             good.then(|| url.to_string())
         })
     }

@@ -500,7 +500,7 @@ fn a_bad_key_is_named_with_its_line() {
         ),
         (
             "[[backend]]\nname = \"a\"\naddress = \"a:1\"\nhealth_url = \"ftp://a/\"",
-            "4: backend.health_url: expected an address like \"http://host:8080/health?ready=1\", found \"ftp://a/\"",
+            "4: backend.health_url: expected an address like \"http://host:8080/health?ready=1\", without a password, found \"ftp://a/\"",
         ),
         (
             "[limits]\nallow = [\"10.0.0.0/33\"]",

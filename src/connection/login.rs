@@ -1,5 +1,6 @@
 //! A client's login, up to the session that it opens.
 
+use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -76,11 +77,9 @@ impl LoginObserver for LoginOf<'_> {
         let Some(session) = self.state.session_limit.take() else {
             return Err(Refusal::MaxConnections(self.config.max_connections).into());
         };
-        let user = self.startup.get(b"user").unwrap_or_default();
-        let database = self.startup.get(b"database");
-        let database = database.filter(|name| !name.is_empty()).unwrap_or(user);
+        let (user, database) = self.config.dialect.who_and_where(self.startup);
         let limits = &self.config.limits;
-        let share = self.state.shares.take(user, database, limits)?;
+        let share = self.state.shares.take(&user, &database, limits)?;
         let Some(connection) = self.handshake.logged_in() else {
             return Err(Refusal::TooManyLogins.into());
         };
@@ -148,13 +147,28 @@ pub(super) fn open(
             Some(proven?)
         }
     };
+    let stream = Arc::clone(client.stream());
+    // Its place is somebody else's, and a login on the server would be for nobody.
+    let given_up = || {
+        if state.stages.has_reached(Stage::Ending) {
+            return Some(Refusal::Stopping.into());
+        }
+        let left = match stream.socket().peek_now(&mut [0]) {
+            Ok(count) => count == 0,
+            Err(error) => error.kind() != ErrorKind::WouldBlock,
+        };
+        left.then_some(Error::Closed {
+            peer: Peer::Client,
+            operation: "waiting for a server",
+        })
+    };
     let Connected {
         assignment,
         mut server,
         first,
     } = state
         .connector
-        .connect(&startup.to_bytes(), &read_deadline, deadline)?;
+        .connect(&startup.to_bytes(), &read_deadline, deadline, &given_up)?;
     let relayed = match &proven {
         None => relay(&mut client, &mut server, first, deadline, &mut login_of),
         Some(proven) => let_in(
@@ -259,7 +273,9 @@ impl Opened {
             // Registered too late to be asked with the others.
             session.order_end();
         }
-        if session.must_leave() {
+        // What a reload meanwhile has denied was not there for it.
+        session.check_network();
+        if session.must_leave() || state.holds.is_commanded(session.backend()) {
             // Nobody takes it where the proxy is about to end.
             let _ = state.missed_by_reload.send(Arc::clone(&session));
         }

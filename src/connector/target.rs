@@ -51,14 +51,19 @@ impl Connector {
     /// The last target's failure, or that there is no target at all.
     pub(crate) fn log_in_target(
         &self,
-        (own, encrypted): (Option<BackendId>, bool),
+        Search {
+            leaves,
+            prefers,
+            encrypted,
+            tried,
+        }: Search<'_>,
         startup: &StartupPacket,
         (state, proven): (&dyn SessionState, Option<&Secret>),
         read_deadline: &Arc<ReadDeadline>,
         round_started: Instant,
         deadline: Instant,
     ) -> Result<(Connected, Login), TargetError> {
-        let mut tried = Vec::new();
+        let before = tried.len();
         let mut last = None;
         let packet = startup.to_bytes();
         let passfile = self.settings.read().passfile.clone();
@@ -66,7 +71,10 @@ impl Connector {
         let database = startup.get(b"database").filter(|name| !name.is_empty());
         let database = database.unwrap_or(user);
         loop {
-            let assignment = match self.balancer.pick_target(own, &tried, round_started) {
+            let assignment = match self
+                .balancer
+                .pick_target(leaves, prefers, tried, round_started)
+            {
                 Ok(assignment) => assignment,
                 Err(no_target) => return Err(last.unwrap_or(TargetError::None(no_target))),
             };
@@ -83,7 +91,7 @@ impl Connector {
                     Credentials::Proven => proven.map_or(OwnAnswer::None, OwnAnswer::Scram),
                 },
             };
-            if !tried.is_empty() {
+            if tried.len() > before {
                 self.metrics.count(Event::DialRetry);
             }
             tried.push(assignment.id());
@@ -112,6 +120,18 @@ impl Connector {
             }
         }
     }
+}
+
+/// Which targets come into question.
+pub(crate) struct Search<'a> {
+    /// The backend that the session leaves; `None`: it may come back to its own.
+    pub leaves: Option<BackendId>,
+    /// The first to be tried, whoever has fewer sessions.
+    pub prefers: Option<BackendId>,
+    /// Only with TLS, since the session has it now.
+    pub encrypted: bool,
+    /// Those that have been tried, which are not again.
+    pub tried: &'a mut Vec<BackendId>,
 }
 
 /// Why no connection for a transfer could be had.

@@ -8,7 +8,7 @@ use crossbeam_channel::Sender;
 use serde_json::{Value, json};
 
 use super::holding;
-use super::protocol::{Command, Done};
+use super::protocol::{Command, Done, bounded};
 use super::table::{printable, table};
 use super::{Order, Reloaded};
 use crate::config::BackendState;
@@ -46,10 +46,10 @@ pub(super) fn run(command: Command, running: &mut Running<'_>) -> Done {
             backend,
             conn,
             wait,
-        } => migrate(running, backend.as_deref(), conn, wait),
-        Command::Drain { name, wait } => drain(running, &name, wait),
+        } => migrate(running, backend.as_deref(), conn, bounded(wait)),
+        Command::Drain { name, wait } => drain(running, &name, bounded(wait)),
         Command::Ready { name } => ready(running.state, &name),
-        Command::Hold { name, wait } => holding::hold(running, &name, wait),
+        Command::Hold { name, wait } => holding::hold(running, &name, bounded(wait)),
         Command::Release { name } => holding::release(running.state, &name),
         Command::Kill { conn } => kill(running.state, conn),
         Command::Reload => reload(running.orders),

@@ -10,6 +10,7 @@ use super::commands::{
     placed_on, sessions_on, start_round,
 };
 use super::protocol::Done;
+use crate::forwarder::Obstacle;
 use crate::hold::HoldError;
 use crate::metrics::ReasonLabel;
 use crate::proxy_state::ProxyState;
@@ -29,9 +30,17 @@ pub(super) fn hold(running: &mut Running<'_>, name: &str, wait: Option<Duration>
     let until = now + migration.hold;
     // Who is held first is held no longer than that either.
     let deadline = now + wait.unwrap_or(migration.wait).min(migration.hold);
-    if let Err(error) = state.holds.begin(backend.id, &backend.name, until) {
-        return not_done(error.to_string());
-    }
+    let already = match state.holds.begin(backend.id, &backend.name, until) {
+        Ok(already) => already,
+        Err(error) => return not_done(error.to_string()),
+    };
+    // What this command has not begun is another's to end.
+    let give_up = |reason: &str| {
+        if !already {
+            state.holds.release(backend.id);
+        }
+        not_done(reason)
+    };
     // Those that log in meanwhile come to a round of their own; nobody is asked twice.
     let mut asked = HashSet::new();
     let mut left = Vec::new();
@@ -49,23 +58,41 @@ pub(super) fn hold(running: &mut Running<'_>, name: &str, wait: Option<Duration>
         let rest = deadline.saturating_duration_since(Instant::now());
         let aim = Aim::Hold(backend.id);
         let Some(round) = start_round(running, sessions, aim, Some(rest)) else {
-            state.holds.release(backend.id);
-            return not_done("no round could be started");
+            return give_up("no round could be started");
         };
         // Behind the deadline the round takes its orders back; what is under way ends.
         if !wait_held(running, &round, deadline + migration.timeout) {
             // Whoever asked has gone before it was done, and nobody would release it.
-            state.holds.release(backend.id);
-            return not_done("its client has gone");
+            return give_up("its client has gone");
         }
         left.extend(round.not_moved());
     }
     // Who has left meanwhile stands in nobody's way.
     left.retain(|session: &NotMoved| session.label != ReasonLabel::SessionEnded);
+    for session in sessions_on(state, name) {
+        let name = session.name();
+        // Who has said goodbye stands in nobody's way.
+        let obstacle = session.view().forwarding.obstacle;
+        if obstacle == Some(Obstacle::TerminateSent) {
+            continue;
+        }
+        if !session.is_held() && left.iter().all(|known| known.conn != name.conn) {
+            let view = session.view();
+            let waits = || "it waits for its turn".to_owned();
+            left.push(NotMoved {
+                conn: name.conn,
+                client: name.client.clone(),
+                user: name.user.clone(),
+                label: ReasonLabel::Worker,
+                reason: view.cannot_move_because().unwrap_or_else(waits),
+            });
+        }
+    }
+    let arriving = placed_on(state, name).saturating_sub(sessions_on(state, name).len());
     if !state.holds.is_commanded(backend.id) {
         return not_done(format!("backend {name} was released meanwhile"));
     }
-    held(name, state.holds.held_on(backend.id), &left)
+    held(name, state.holds.held_on(backend.id), &left, arriving)
 }
 
 /// Waits until all of a round are held or stay, or until `deadline`; false: the client
@@ -84,12 +111,18 @@ fn wait_held(running: &mut Running<'_>, round: &Round, deadline: Instant) -> boo
     true
 }
 
-fn held(name: &str, held: usize, left: &[NotMoved]) -> Done {
+fn held(name: &str, held: usize, left: &[NotMoved], arriving: usize) -> Done {
     let json = json!({
         "backend": name,
         "held": held,
         "not_held": not_moved_json(left),
+        "logging_in": arriving,
     });
+    if left.is_empty() && arriving > 0 {
+        let text =
+            format!("backend {name}: {held} sessions are held, {arriving} are logging in there\n");
+        return done(1, text, json);
+    }
     if left.is_empty() {
         let text = format!("backend {name}: {held} sessions are held\n");
         return done(0, text, json);
@@ -104,11 +137,12 @@ fn held(name: &str, held: usize, left: &[NotMoved]) -> Done {
 
 /// Lets the sessions of a backend go on.
 pub(super) fn release(state: &ProxyState, name: &str) -> Done {
-    let Some(backend) = state.connector.balancer().find(name) else {
+    let in_file = state.connector.balancer().find(name);
+    let Some(backend) = in_file.map_or_else(|| state.holds.named(name), |it| Some(it.id)) else {
         return no_backend(name);
     };
-    let held = state.holds.held_on(backend.id);
-    if !state.holds.release(backend.id) {
+    let held = state.holds.held_on(backend);
+    if !state.holds.release(backend) {
         return not_done(format!("backend {name} is not held"));
     }
     log::info!(backend = name, sessions = held; "hold released by command");

@@ -86,3 +86,12 @@ pub(crate) struct Done {
     /// For programs.
     pub json: Value,
 }
+
+/// The longest `--wait`; more than that is as good as for ever.
+const MAX_WAIT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// A wait that a clock can hold, whatever was asked for.
+#[must_use]
+pub(super) fn bounded(wait: Option<Duration>) -> Option<Duration> {
+    wait.map(|wait| wait.min(MAX_WAIT))
+}

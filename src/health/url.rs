@@ -118,10 +118,11 @@ impl UreqResolver for Names {
 /// As many as [`ResolvedSocketAddrs`] has room for.
 const MAX_ADDRESSES: usize = 16;
 
-/// As towards the server itself: its certificate counts where `sslmode` says so, and then
-/// with the name, for `verify-ca` as well.
+/// As towards the server itself: its certificate counts where `sslmode` says so or the
+/// file names an authority, and then with the name, for modes below `verify-full` as well.
 fn tls(settings: &ServerTls) -> TlsConfig {
-    let verifies = matches!(settings.sslmode, SslMode::VerifyCa | SslMode::VerifyFull);
+    let verifies = matches!(settings.sslmode, SslMode::VerifyCa | SslMode::VerifyFull)
+        || settings.ca_file.is_some();
     let roots = settings.ca_file.as_ref().and_then(|file| {
         let pem = fs::read(file).ok()?;
         let certificates = ureq::tls::parse_pem(&pem).filter_map(|item| match item {

@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{Fate, Held, Holds, RELEASED};
+use super::book::Fate;
+use super::{Held, Holds, RELEASED};
 use crate::balancer::{BackendId, ProbeTarget};
 use crate::error::Refusal;
 use crate::logging::{Milliseconds, event};
@@ -51,6 +52,8 @@ pub(super) struct Keeper {
 #[derive(Debug, Clone, Copy, Default)]
 struct Seen {
     client_left: bool,
+    /// And nothing that is sent to it would arrive.
+    client_reset: bool,
     server_speaks: bool,
 }
 
@@ -109,13 +112,15 @@ impl Keeper {
         let _ = poll(&mut fds, timeout.as_ref());
         let mut count = [0; 8];
         let _ = rustix::io::read(self.holds.wake.as_fd(), &mut count);
-        let ended = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        let reset = PollFlags::HUP | PollFlags::ERR;
+        let ended = PollFlags::RDHUP | reset;
         fds.get(1..)
             .unwrap_or_default()
             .chunks_exact(2)
             .map(|pair| match pair {
                 [client, server] => Seen {
                     client_left: client.revents().intersects(ended),
+                    client_reset: client.revents().intersects(reset),
                     server_speaks: !server.revents().is_empty(),
                 },
                 _ => Seen::default(),
@@ -124,11 +129,12 @@ impl Keeper {
     }
 
     /// Reads what the servers have said, and what commands want.
-    fn look(&mut self, seen: &[Seen]) -> (Vec<BackendId>, bool) {
+    fn look(&mut self, seen: &[Seen]) -> (HashMap<BackendId, Instant>, bool) {
         let now = Instant::now();
-        let mut gone = Vec::new();
         for (held, seen) in self.held.iter_mut().zip(seen) {
-            if seen.client_left {
+            if seen.client_reset {
+                held.place.session.client_left(false);
+            } else if seen.client_left {
                 match client_end(held.place.session.client()) {
                     Some(ClientEnd { terminated }) => held.place.session.client_left(terminated),
                     // A request of it is still to be answered.
@@ -140,20 +146,26 @@ impl Keeper {
                 if held.transfer.is_server_gone() {
                     held.since = now;
                     held.next_attempt = now;
-                    gone.push(held.place.backend);
                 }
             }
         }
+        // One session's end is its own; the server has gone when none is left.
+        let mut lives: HashMap<BackendId, bool> = HashMap::new();
+        for held in &self.held {
+            *lives.entry(held.place.backend).or_default() |= !held.transfer.is_server_gone();
+        }
         let mut book = self.holds.book.lock();
-        for backend in gone {
-            if let Some(hold) = book.backends.get_mut(&backend) {
+        for (backend, hold) in &mut book.backends {
+            if lives.get(backend) == Some(&false) {
                 hold.gone.get_or_insert(now);
             }
         }
-        (std::mem::take(&mut book.released), book.stopping)
+        let released = book.backends.iter();
+        let released = released.filter_map(|(id, hold)| Some((*id, hold.released?)));
+        (released.collect(), book.stopping)
     }
 
-    fn act(&mut self, released: &[BackendId], stopping: bool, now: Instant) {
+    fn act(&mut self, released: &HashMap<BackendId, Instant>, stopping: bool, now: Instant) {
         for held in std::mem::take(&mut self.held) {
             if let Some(held) = self.settle(held, released, stopping, now) {
                 self.held.push(held);
@@ -165,7 +177,7 @@ impl Keeper {
     fn settle(
         &self,
         mut held: Held,
-        released: &[BackendId],
+        released: &HashMap<BackendId, Instant>,
         stopping: bool,
         now: Instant,
     ) -> Option<Held> {
@@ -178,14 +190,19 @@ impl Keeper {
             return None;
         }
         let over = now >= held.until;
-        let let_go = over || released.contains(&held.place.backend);
+        let released = released.get(&held.place.backend);
+        let let_go = over || released.is_some_and(|at| *at >= held.place.held);
         if let_go && !held.transfer.is_server_gone() {
             // Its end may have come since the last look, and nobody wants to go on there.
             held.transfer.look(held.place.session.context());
         }
         if let_go && !held.transfer.is_server_gone() {
             let text = match over {
-                true => "hold is over, its server is still there",
+                true => {
+                    let mut book = self.holds.book.lock();
+                    book.in_vain.insert(held.place.backend);
+                    "hold is over, its server is still there"
+                }
                 false => RELEASED,
             };
             held.transfer.resume(ReasonLabel::Released, text);
@@ -219,9 +236,12 @@ impl Keeper {
 
     /// Whether a server may take it now.
     fn has_server(&self, held: &Held) -> bool {
+        // An operator waits for the server's end; it would be the end of whoever went back.
+        if self.holds.awaits_end(held.place.backend) {
+            return false;
+        }
         let leaves = match held.transfer.is_server_gone() {
             true => None,
-            // An operator waits for its own server's end.
             false if self.holds.is_commanded(held.place.backend) => return false,
             false => Some(held.place.backend),
         };
@@ -231,7 +251,7 @@ impl Keeper {
 
     /// Brings it to a server, on a worker's thread, where there is one.
     fn start(&self, held: Held) -> Option<Held> {
-        let Some(permit) = self.holds.workers.try_take() else {
+        let Some(permit) = self.holds.workers.try_take_for_held() else {
             return Some(held);
         };
         let conn = held.place.session.name().conn;
@@ -348,7 +368,11 @@ fn attempt(holds: &Arc<Holds>, held: Held) {
     } = held;
     let session = Arc::clone(&place.session);
     let suspended = transfer.suspended();
-    match transfer.restore(session.context(), &session.migration()) {
+    let mut limits = session.migration();
+    // It is let go then, whatever is under way.
+    let left = until.saturating_duration_since(Instant::now());
+    limits.timeout = limits.timeout.min(left);
+    match transfer.restore(session.context(), &limits) {
         Attempted::Restored { to } => {
             let held_ms = Milliseconds(suspended.elapsed());
             event(

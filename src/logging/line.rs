@@ -153,9 +153,11 @@ impl<'kvs> VisitSource<'kvs> for Members<'_> {
         push_json(&mut member, key.as_str());
         member.push(':');
         let text = shown(&value);
+        // A text stays one, whatever it looks like.
+        let is_text = value.to_borrowed_str().is_some();
         let number = value.to_u64().is_some() || value.to_i64().is_some();
         let decimal = key.as_str().ends_with("_ms") && text.parse::<f64>().is_ok();
-        match number || decimal || value.to_bool().is_some() {
+        match !is_text && (number || decimal || value.to_bool().is_some()) {
             true => member.push_str(&text),
             false => push_json(&mut member, &text),
         }
@@ -309,7 +311,15 @@ mod tests {
     #[test]
     fn an_object_stays_one_whatever_a_value_is() {
         let long = "\u{202e}".repeat(1024);
-        let texts = ["a\"b\\c\n\t\u{1b}\u{0}", "\u{2028}\u{feff}ä😀", "", &long];
+        let texts = [
+            "12345",
+            "true",
+            "1.5",
+            "a\"b\\c\n\t\u{1b}\u{0}",
+            "\u{2028}\u{feff}ä😀",
+            "",
+            &long,
+        ];
         for text in texts {
             let found = formatted(LogFormat::Json, format_args!("words"), &[("key", text)]);
             let object: serde_json::Value = serde_json::from_str(&found).unwrap_or_default();

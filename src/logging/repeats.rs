@@ -69,10 +69,27 @@ pub(super) fn kind_of(record: &Record<'_>) -> Option<(&'static str, String)> {
     };
     let words = COUNTED.into_iter().find(|counted| *counted == words)?;
     let reason = record.key_values().get("reason".into());
-    Some((
-        words,
-        reason.map(|text| text.to_string()).unwrap_or_default(),
-    ))
+    let reason = reason.map(|text| alike(&text.to_string()));
+    Some((words, reason.unwrap_or_default()))
+}
+
+/// A reason without what a peer may have chosen in it: numbers, and what is quoted.
+fn alike(reason: &str) -> String {
+    let mut alike = String::new();
+    let mut quoted = false;
+    for c in reason.chars() {
+        match c {
+            '"' => {
+                quoted = !quoted;
+                alike.push_str(if quoted { "\"…" } else { "\"" });
+            }
+            _ if quoted => {}
+            '0'..='9' if alike.ends_with('#') => {}
+            '0'..='9' => alike.push('#'),
+            _ => alike.push(c),
+        }
+    }
+    alike
 }
 
 impl Repeats {
@@ -184,6 +201,23 @@ mod tests {
         let began = Instant::now();
         while admit(&mut repeats, "full", began) {}
         assert_eq!(repeats.take_counted(began, true), counted("full", 1));
+    }
+
+    #[test]
+    fn what_a_peer_chooses_makes_no_kind_of_its_own() {
+        for (reason, expected) in [
+            (
+                "invalid length of startup packet: 1000017",
+                "invalid length of startup packet: #",
+            ),
+            (
+                "reached per_user = 12 for user \"a \\ b\"",
+                "reached per_user = # for user \"…\"",
+            ),
+            ("plain", "plain"),
+        ] {
+            assert_eq!(alike(reason), expected);
+        }
     }
 
     #[test]

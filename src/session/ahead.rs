@@ -40,7 +40,8 @@ impl Session {
         };
         let traffic = self.forwarder.traffic();
         let mut ahead = self.ahead.lock();
-        if ahead.traffic != traffic || ahead.since.is_none() {
+        // Who is held has no time to itself: its next request may be there already.
+        if ahead.traffic != traffic || ahead.since.is_none() || self.is_held() {
             *ahead = Ahead {
                 traffic,
                 since: Some(now),
@@ -73,7 +74,7 @@ impl Session {
         // Nothing is under it: a permit that is given back serves others.
         drop(ahead);
         // Where the session is in use again it is its turn later.
-        let Some(permit) = self.workers.try_take() else {
+        let Some(permit) = self.workers.try_take_for_capture() else {
             return false;
         };
         let Some(suspension) = self.forwarder.suspend_idle(traffic) else {

@@ -14,6 +14,12 @@ use crate::frame::FrameReader;
 use crate::server_conn::ServerConn;
 use crate::ticket::MoveTicket;
 
+/// Nobody has asked for it, and its client may speak at any moment.
+const PATIENCE: Duration = Duration::from_millis(250);
+
+/// A larger state is not kept: nobody may need it, and five thousand may be.
+const MAX_KEPT_BYTES: usize = 256 * 1024;
+
 /// What is needed to rebuild a session that has not been used since.
 pub(crate) struct Captured {
     state: Box<dyn SessionState>,
@@ -36,7 +42,7 @@ pub(crate) fn capture(
         login,
         suspension: &suspension,
         round: None,
-        deadline: Instant::now() + limits.timeout,
+        deadline: Instant::now() + limits.timeout.min(PATIENCE),
         state_bytes: None,
     };
     match attempt.fetch() {
@@ -48,7 +54,8 @@ pub(crate) fn capture(
         }) => {
             let resumed = server.resumed(0);
             suspension.resume_kept(resumed);
-            Some(Captured { state, unnamed })
+            let fits = state.state_bytes() <= MAX_KEPT_BYTES;
+            fits.then_some(Captured { state, unnamed })
         }
         Err(Outcome::Kept { reason, resumed }) => {
             log::debug!(reason = reason.text; "an idle session's state is not known");
@@ -85,6 +92,7 @@ impl Captured {
             reader: FrameReader::new(stream, Peer::Server, Vec::new()),
             to_client,
             server_gone: true,
+            tried: Vec::new(),
         })
     }
 }

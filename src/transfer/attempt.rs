@@ -188,7 +188,7 @@ impl<'a> Attempt<'a> {
             unnamed: unnamed.as_deref(),
             leaves: Some(old.assignment.id()),
         };
-        match restore::restore(self.context, &old, wanted, started, limits) {
+        match restore::restore(self.context, &old, wanted, &mut Vec::new(), started, limits) {
             Ok(restored) => {
                 // Read before the old connection goes.
                 let last_request = state.last_request();

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::restore::{self, Limits, Wanted};
 use super::state_query::{NoState, OldServer};
 use super::{Lost, TransferContext, leave_old, take_over};
+use crate::balancer::BackendId;
 use crate::config::Migration;
 use crate::dialect::SessionState;
 use crate::error::{Error, Peer};
@@ -38,6 +39,8 @@ pub(crate) struct HeldTransfer {
     pub(super) to_client: Vec<u8>,
     /// The old server has gone.
     pub(super) server_gone: bool,
+    /// Backends that have not taken it, until all have been tried.
+    pub(super) tried: Vec<BackendId>,
 }
 
 /// What an attempt to bring a held session to a server has come to.
@@ -181,11 +184,16 @@ impl HeldTransfer {
             unnamed: self.unnamed.as_deref(),
             leaves: own,
         };
-        let restored = restore::restore(context, &old, wanted, Instant::now(), limits);
+        let mut tried = std::mem::take(&mut self.tried);
+        let before = tried.len();
+        let restored = restore::restore(context, &old, wanted, &mut tried, Instant::now(), limits);
         drop(old);
         let restored = match restored {
             Ok(restored) => restored,
             Err(not_restored) => {
+                if tried.len() > before {
+                    self.tried = tried;
+                }
                 return Attempted::Failed {
                     held: self,
                     reason: not_restored.reason,

@@ -8,7 +8,7 @@ use super::TransferContext;
 use super::state_query::{MAX_UNASKED_BYTES, answer_limit};
 use crate::authentication::Login;
 use crate::balancer::{BackendId, NoTarget};
-use crate::connector::{Connected, TargetError};
+use crate::connector::{Connected, Search, TargetError};
 use crate::dialect::{Answer, SessionState, Turn};
 use crate::error::{Error, Peer};
 use crate::message::{BackendTag, parameter_status, process_id, rewrite_notification};
@@ -41,7 +41,8 @@ pub(super) struct Wanted<'a> {
     pub(super) state: &'a dyn SessionState,
     /// The client's last Parse without a name, where its statement is still there.
     pub(super) unnamed: Option<&'a [u8]>,
-    /// The backend that it leaves; `None`: it may come back to its own.
+    /// The backend that it leaves; `None`: it may come back to its own, which is tried
+    /// first.
     pub(super) leaves: Option<BackendId>,
 }
 
@@ -52,11 +53,39 @@ pub(super) struct NotRestored {
     pub(super) may_pass: bool,
 }
 
-/// Opens a connection to a server that takes the session over from `old`, and restores it there.
+/// Opens a connection to a server that takes the session over from `old`, and restores it
+/// there: to the first one that does, of those that are not among `tried`.
 ///
 /// # Errors
 /// Names the target and the step, for the log; the new connection is closed.
 pub(super) fn restore(
+    context: &TransferContext,
+    old: &ServerConn,
+    wanted: Wanted<'_>,
+    tried: &mut Vec<BackendId>,
+    round_started: Instant,
+    limits: Limits,
+) -> Result<Restored, NotRestored> {
+    let mut refused = None;
+    loop {
+        let error = match restore_once(context, old, wanted, tried, round_started, limits) {
+            Ok(restored) => return Ok(restored),
+            Err(error) => error,
+        };
+        // What a target has against the session is worth more than that there is no other.
+        let over = error.reason.label != ReasonLabel::Restore || Instant::now() >= limits.deadline;
+        let error = match refused {
+            Some(refused) if error.reason.label == ReasonLabel::Target => refused,
+            _ => error,
+        };
+        if over {
+            return Err(error);
+        }
+        refused = Some(error);
+    }
+}
+
+fn restore_once(
     context: &TransferContext,
     old: &ServerConn,
     Wanted {
@@ -64,6 +93,7 @@ pub(super) fn restore(
         unnamed,
         leaves,
     }: Wanted<'_>,
+    tried: &mut Vec<BackendId>,
     round_started: Instant,
     limits: Limits,
 ) -> Result<Restored, NotRestored> {
@@ -77,7 +107,12 @@ pub(super) fn restore(
     let (connected, login) = context
         .connector
         .log_in_target(
-            (leaves, old.stream.is_encrypted()),
+            Search {
+                leaves,
+                prefers: leaves.is_none().then(|| old.assignment.id()),
+                encrypted: old.stream.is_encrypted(),
+                tried,
+            },
             &startup,
             (state, context.proven.as_ref()),
             &context.read_deadline,

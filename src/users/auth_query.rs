@@ -62,7 +62,7 @@ impl Lookups {
             deadline,
             ..
         } = *asking;
-        connector.patiently(deadline, || {
+        connector.patiently(deadline, &|| None, || {
             // Whoever queues keeps a place from others.
             handshake.set_waiting(true);
             let turn = self.take(address, deadline, || handshake.is_evicted());

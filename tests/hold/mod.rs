@@ -2,6 +2,7 @@
 
 mod ahead;
 mod cockroachdb;
+mod holes;
 mod limits;
 mod postgresql;
 

@@ -290,6 +290,18 @@ impl Proxy {
         )
     }
 
+    /// Begins to give a command.
+    pub(crate) fn start_asking(&self, arguments: &[&str]) -> Child {
+        command()
+            .arg("--config")
+            .arg(self.directory.path().join("proxy.conf"))
+            .args(arguments)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
+    }
+
     /// The same, as JSON.
     pub(crate) fn ask_json(&self, arguments: &[&str]) -> (i32, serde_json::Value) {
         let (code, text) = self.ask(&[arguments, &["--json"]].concat());
