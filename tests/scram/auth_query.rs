@@ -35,6 +35,9 @@ fn who_may_log_in_is_the_servers_to_say() {
          CREATE ROLE nologin PASSWORD 'open sesame';
          CREATE ROLE without LOGIN;
          CREATE ROLE \"sma'll; --\" LOGIN PASSWORD 'open sesame';
+         DO $$ BEGIN
+           EXECUTE 'CREATE ROLE ' || repeat('x', 63) || ' LOGIN PASSWORD ''open sesame''';
+         END $$;
          SET password_encryption = 'md5';
          CREATE ROLE old LOGIN PASSWORD 'open sesame';",
     );
@@ -146,18 +149,16 @@ fn a_hostile_search_path_leads_nowhere() {
 #[test]
 fn a_function_may_be_asked_instead() {
     let site = Site::new();
-    site.execute(
-        "CREATE ROLE sqlproxy LOGIN PASSWORD 'looks up';
-         CREATE SCHEMA sqlproxy;
-         CREATE FUNCTION sqlproxy.look_up(name, OUT rolname name, OUT rolpassword text)
-           RETURNS SETOF record LANGUAGE sql STABLE SECURITY DEFINER
-           SET search_path = pg_catalog, pg_temp AS $$
-             SELECT rolname, CASE WHEN rolvaliduntil < now() THEN NULL ELSE rolpassword END
-             FROM pg_authid WHERE rolname = $1 AND rolcanlogin AND NOT rolsuper $$;
-         REVOKE ALL ON FUNCTION sqlproxy.look_up FROM PUBLIC;
-         GRANT USAGE ON SCHEMA sqlproxy TO sqlproxy;
-         GRANT EXECUTE ON FUNCTION sqlproxy.look_up TO sqlproxy;",
-    );
+    let readme = include_str!("../../README.md");
+    let part = readme
+        .split("### Asking clients for their passwords")
+        .nth(1)
+        .unwrap();
+    let between = |start: &str| {
+        let block = part.split(start).nth(1).unwrap();
+        block.split("```").next().unwrap()
+    };
+    site.execute(&between("```sql\n").replace('…', "looks up"));
     let file = site.write("passwords", "*:*:*:sqlproxy:looks up\n");
     let login = |query: &str| {
         let file = file.display();
@@ -166,6 +167,7 @@ fn a_function_may_be_asked_instead() {
         ))
     };
     let function = "auth_query = \"SELECT * FROM sqlproxy.look_up($1)\"";
+    assert!(between("```toml\n").contains(function));
     let proxy = login(function).start();
     assert_eq!(who(&mut connect(&proxy, "anna")), "anna");
     assert_eq!(refusal(&proxy, "anna", "sesame"), password_failed("anna"));

@@ -108,8 +108,11 @@ fn try_connect(proxy: &Proxy, user: &str, password: &str) -> Result<Client, post
         .connect(NoTls)
 }
 
+/// A client that the next round will find.
 fn connect(proxy: &Proxy, user: &str) -> Client {
-    try_connect(proxy, user, PASSWORD).unwrap()
+    let mut client = try_connect(proxy, user, PASSWORD).unwrap();
+    assert_eq!(who(&mut client), user);
+    client
 }
 
 /// SQLSTATE and text of a login that is refused.
