@@ -16,10 +16,11 @@ use std::time::Duration;
 
 use crate::error::{Error, Refusal};
 use crate::frame::Frame;
-use crate::message::{BackendTag, ErrorFields, data_row, row_description, split_cstr};
+use crate::message::{BackendTag, ErrorFields, FrontendTag, data_row, row_description, split_cstr};
 use crate::parameters::Parameters;
 use crate::startup::StartupPacket;
-pub use custom_names::CustomNames;
+use custom_names::MOST_OWN as MOST_OWN_NAMES;
+pub use custom_names::{CustomNames, SessionNames};
 
 /// Which kind of server the backends are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +64,19 @@ impl Dialect {
         }
     }
 
+    /// Who looks at a client's requests, where its server does not tell all that they
+    /// leave in the session: for `custom_names`.
+    #[must_use]
+    pub fn request_watcher(
+        self,
+        custom_names: &Arc<SessionNames>,
+    ) -> Option<Box<dyn RequestWatcher>> {
+        match self {
+            Self::CockroachDb => None,
+            Self::PostgreSql => Some(Box::new(postgresql::NameWatcher::new(custom_names))),
+        }
+    }
+
     /// How a session that began with `startup` moves to another server.  `login`: how the proxy gets in
     /// there.  `custom_names`: what it knows of settings that no server lists.
     ///
@@ -72,7 +86,7 @@ impl Dialect {
         self,
         startup: &StartupPacket,
         login: Option<LoginMethod>,
-        custom_names: &Arc<CustomNames>,
+        custom_names: &Arc<SessionNames>,
     ) -> Result<Box<dyn SessionTransfer>, &'static str> {
         match (self, login) {
             (Self::CockroachDb, login) => Ok(Box::new(cockroachdb::Transfer { login })),
@@ -176,6 +190,43 @@ impl LoginMethod {
             Self::Scram => Credentials::Proven,
         }
     }
+}
+
+/// Looks at what a client sends, before its server gets it.
+pub trait RequestWatcher {
+    /// A message, of which `body` is there.
+    fn message(&mut self, tag: FrontendTag, body: Piece<'_>) -> Watch;
+
+    /// More of the last message that was passed on before it was whole.
+    fn more(&mut self, body: &[u8]);
+}
+
+/// As much of a message's body as has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Piece<'a> {
+    /// All of it.
+    Whole(&'a [u8]),
+    /// Its beginning.
+    Begun(&'a [u8]),
+}
+
+impl<'a> Piece<'a> {
+    /// What is there.
+    const fn bytes(self) -> &'a [u8] {
+        match self {
+            Self::Whole(bytes) | Self::Begun(bytes) => bytes,
+        }
+    }
+}
+
+/// What becomes of a message that has not come whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Watch {
+    /// It may go on as it comes.
+    Pass,
+    /// It is to be looked at again when there is more of it, if it is short enough to
+    /// wait for that.
+    Wait,
 }
 
 /// A dialect's way to move a session.

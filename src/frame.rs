@@ -115,6 +115,12 @@ impl Scanner {
         self.inside > 0
     }
 
+    /// How many bytes of that frame are to come.
+    #[must_use]
+    pub const fn inside_bytes(&self) -> usize {
+        self.inside
+    }
+
     /// Forgets the frame it is inside of: the forwarded bytes were cut at an
     /// earlier frame.  The caller has to cut between two frames.
     pub const fn restart(&mut self) {

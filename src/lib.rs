@@ -64,7 +64,7 @@
 //! | `Registry::entries`, `CancelKeys::keys` | who is here | – |
 //! | `Peers::others` | where the peers are: copied out, never held | – |
 //! | `Entry::requests` | one key's cancel requests | – |
-//! | `CustomNames::known` | names of settings that no server lists | – |
+//! | `CustomNames::known`, `SessionNames::own` | names of settings that no server lists, the process's and one session's | – |
 //! | `Handshakes::table` | connections that are not logged in | – |
 //! | `Users::source` | what is known of users: copied out, never held | – |
 //! | `Lookups::under_way` | how many users are looked up for which address | – |
@@ -174,7 +174,7 @@ pub mod internal {
 
     pub use crate::dialect::{
         Answer, BadAnswer, Conversation, Credentials, CustomNames, Dialect, LoginMethod,
-        SessionState, SessionTransfer, Turn,
+        SessionNames, SessionState, SessionTransfer, Turn,
     };
     pub use crate::error::SqlState;
     pub use crate::exchange::{Exchange, SkipRule, WaitingFor};

@@ -302,23 +302,27 @@ pub fn data_row(body: &[u8]) -> Option<Vec<Option<&[u8]>>> {
     let (count, mut rest) = split_count(body)?;
     let mut values = Vec::new();
     for _ in 0..count {
-        let (length, after) = rest.split_first_chunk::<4>()?;
-        match i32::from_be_bytes(*length) {
-            -1 => {
-                values.push(None);
-                rest = after;
-            }
-            length => {
-                let (value, after) = after.split_at_checked(usize::try_from(length).ok()?)?;
-                values.push(Some(value));
-                rest = after;
-            }
-        }
+        let (value, after) = split_value(rest)?;
+        values.push(value);
+        rest = after;
     }
     rest.is_empty().then_some(values)
 }
 
-fn split_count(body: &[u8]) -> Option<(u16, &[u8])> {
+/// The value at the start of `body`, which is `None` for NULL, and what follows it.
+pub(crate) fn split_value(body: &[u8]) -> Option<(Option<&[u8]>, &[u8])> {
+    let (length, after) = body.split_first_chunk::<4>()?;
+    match i32::from_be_bytes(*length) {
+        -1 => Some((None, after)),
+        length => {
+            let (value, after) = after.split_at_checked(usize::try_from(length).ok()?)?;
+            Some((Some(value), after))
+        }
+    }
+}
+
+/// The count at the start of `body`, and what follows it.
+pub(crate) fn split_count(body: &[u8]) -> Option<(u16, &[u8])> {
     let (count, rest) = body.split_first_chunk::<2>()?;
     Some((u16::from_be_bytes(*count), rest))
 }

@@ -113,7 +113,7 @@ impl Server {
         let limit = config.max_connections;
         let (missed, missed_by_reload) = crossbeam_channel::unbounded();
         let custom_names = Arc::new(CustomNames::default());
-        custom_names.learn(&config.custom_settings);
+        custom_names.configure(&config.custom_settings);
         let passfile = config.login.passfile.as_deref();
         let passfile = passfile.map(Passfile::load).transpose()?;
         let users = Users::new(&config.login)?;

@@ -209,7 +209,11 @@ impl Session {
                 return;
             }
         };
-        let end = processor::run_requests(&self.context(), from_client);
+        let watcher = self
+            .transfer
+            .dialect
+            .request_watcher(&self.transfer.custom_names);
+        let end = processor::run_requests(&self.context(), from_client, watcher);
         self.forwarder.exited(Direction::Request);
         let client_left = matches!(end, ProcessorExit::ClientLeft { .. });
         // Before the server hears of it: its end would be taken for the reason.

@@ -34,7 +34,7 @@ use parking_lot::Mutex;
 
 use crate::config::Migration;
 use crate::connector::Connector;
-use crate::dialect::{CustomNames, Dialect, LoginMethod, Request, SessionTransfer};
+use crate::dialect::{Dialect, LoginMethod, Request, SessionNames, SessionTransfer};
 use crate::error::Error;
 use crate::forwarder::{Closing, Ready, Resumed, Suspension};
 use crate::message::{ProcessId, TERMINATE};
@@ -59,8 +59,8 @@ pub(crate) const STACK_BYTES: usize = 256 * 1024;
 pub(crate) struct TransferContext {
     /// How its servers give state out and take it back.
     pub dialect: Dialect,
-    /// Names of settings that no server lists, shared by all sessions.
-    pub custom_names: Arc<CustomNames>,
+    /// Names of settings that no server lists.
+    pub custom_names: Arc<SessionNames>,
     /// Opens the new connection.
     pub connector: Arc<Connector>,
     /// The client's startup packet as the old server got it.

@@ -219,7 +219,7 @@ pub(super) fn open(
     });
     let transfer = TransferContext {
         dialect: config.dialect,
-        custom_names: Arc::clone(&state.custom_names),
+        custom_names: state.custom_names.session(),
         connector: Arc::clone(&state.connector),
         startup,
         read_deadline,

@@ -7,14 +7,17 @@
 mod batch;
 mod capture;
 mod conversation;
+mod learning;
 mod restore;
 mod sql;
 mod state;
 mod target;
+mod words;
 
 use std::fmt;
 
 pub(super) use conversation::{Transfer, is_replication};
+pub(super) use learning::NameWatcher;
 use state::quoted;
 
 /// What a statement of the proxy's own is for.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::buffer::Reader;
 use super::{Context, ProcessorExit, ServerStream, failed, malformed, read_failed};
+use crate::dialect::{Piece, RequestWatcher, Watch};
 use crate::error::{Error, Peer};
 use crate::exchange::{MAX_UNNAMED_BYTES, UnnamedEffect};
 use crate::forwarder::{Direction, RequestFrame, Ticket};
@@ -14,14 +15,19 @@ use crate::socket::Received;
 const READING: &str = "reading requests";
 const FORWARDING: &str = "forwarding requests";
 
+/// The longest message that is kept back until it is whole, because the watcher asks for
+/// that.
+const MAX_WATCHED_BYTES: usize = 64 * 1024;
+
 /// A Close of the unnamed statement: header, `S`, an empty name.
 const CLOSE_UNNAMED_BYTES: usize = HEADER_BYTES + 2;
 
 /// Forwards the client's messages until a side ends.  `leftover`: what the
-/// client sent behind its login.
+/// client sent behind its login.  `watcher` sees each message before the server does.
 pub fn run_requests<S: ServerStream, T: Ticket + 'static>(
     context: &Context<S, T>,
     leftover: Vec<u8>,
+    watcher: Option<Box<dyn RequestWatcher>>,
 ) -> ProcessorExit {
     let _reader = context.client.socket().read_deadline().register_reader();
     let mut requests = Requests {
@@ -30,6 +36,7 @@ pub fn run_requests<S: ServerStream, T: Ticket + 'static>(
         reader: Reader::new(leftover),
         scanner: Scanner::default(),
         frames: Vec::new(),
+        watcher,
     };
     context.written(Direction::Request, false);
     let mut next = requests.scan_or_read();
@@ -59,6 +66,7 @@ struct Requests<'a, S: ServerStream, T: Ticket + 'static> {
     scanner: Scanner,
     /// Of the last scan; kept for its memory.
     frames: Vec<RequestFrame>,
+    watcher: Option<Box<dyn RequestWatcher>>,
 }
 
 impl<S: ServerStream, T: Ticket + 'static> Requests<'_, S, T> {
@@ -106,11 +114,15 @@ impl<S: ServerStream, T: Ticket + 'static> Requests<'_, S, T> {
     fn forward(&mut self) -> Result<Next, ProcessorExit> {
         let forwarder = &self.context.forwarder;
         self.frames.clear();
-        let frames = &mut self.frames;
+        let (frames, watcher) = (&mut self.frames, &mut self.watcher);
+        let inside = self.reader.buffer.first(self.scanner.inside_bytes());
+        if let Some(watcher) = watcher.as_mut().filter(|_| !inside.is_empty()) {
+            watcher.more(inside);
+        }
         let bytes = self
             .scanner
             .scan(&self.reader.buffer.bytes, |frame| {
-                note_request(frames, frame)
+                note_request(frames, watcher, frame)
             })
             .map_err(|source| malformed(Peer::Client, READING, source))?;
         if bytes == 0 {
@@ -141,7 +153,11 @@ impl<S: ServerStream, T: Ticket + 'static> Requests<'_, S, T> {
 
 /// CopyData changes nothing that the exchange tracks, so of a run of it only
 /// the first is noted.
-fn note_request(frames: &mut Vec<RequestFrame>, frame: Scanned<'_>) -> Verdict {
+fn note_request(
+    frames: &mut Vec<RequestFrame>,
+    watcher: &mut Option<Box<dyn RequestWatcher>>,
+    frame: Scanned<'_>,
+) -> Verdict {
     let tag = FrontendTag(frame.tag);
     let unnamed = match tag {
         FrontendTag::COPY_DATA
@@ -164,6 +180,13 @@ fn note_request(frames: &mut Vec<RequestFrame>, frame: Scanned<'_>) -> Verdict {
         },
         _ => UnnamedEffect::None,
     };
+    if let Some(watcher) = watcher {
+        let piece = frame.body.map_or(Piece::Begun(frame.begun), Piece::Whole);
+        let watch = watcher.message(tag, piece);
+        if watch == Watch::Wait && frame.frame_bytes <= MAX_WATCHED_BYTES {
+            return Verdict::Hold;
+        }
+    }
     frames.push(RequestFrame {
         tag,
         start: frame.start,

@@ -81,7 +81,7 @@ impl Server {
         self.state.session_limit.set(config.max_connections);
         self.handshakes.set_max_connections(config.max_connections);
         self.state.cancel_keys.peers().configure(&config.peers);
-        self.state.custom_names.learn(&config.custom_settings);
+        self.state.custom_names.configure(&config.custom_settings);
         logging::configure(config.log);
         self.health.probe(&config);
         self.state.rounds.workers().set_rate(config.migration.rate);

@@ -1,6 +1,7 @@
 //! Sessions of a real PostgreSQL: what is asked of them, moved and refused.
 
 mod asking;
+mod custom;
 mod kinds;
 mod logins;
 mod mover;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlproxy::internal::{
-    Answer, BadAnswer, Conversation, CustomNames, Dialect, Frame, LoginMethod, Parameters,
+    Answer, BadAnswer, Conversation, Dialect, Frame, LoginMethod, Parameters, SessionNames,
     SessionState, SessionTransfer, StartupPacket, Turn,
 };
 
@@ -21,7 +21,7 @@ pub(super) struct Session {
     login: Parameters,
     startup: Vec<(&'static str, &'static str)>,
     /// Custom settings that its proxy knows of.
-    custom: Arc<CustomNames>,
+    custom: Arc<SessionNames>,
     /// The client's last Parse without a name.
     unnamed: Option<Vec<u8>>,
 }
@@ -33,8 +33,10 @@ impl Session {
 
     pub(super) fn start(address: SocketAddr, startup: Vec<(&'static str, &'static str)>) -> Self {
         let (wire, login) = wire(address, &startup);
-        let custom = Arc::new(CustomNames::default());
-        custom.learn(["app.tenant", "plpgsql.check_asserts"]);
+        let custom = Arc::new(SessionNames::default());
+        for name in ["app.tenant", "plpgsql.check_asserts"] {
+            custom.learn(name.as_bytes());
+        }
         Self {
             wire,
             login,

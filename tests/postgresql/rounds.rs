@@ -19,7 +19,7 @@ fn setup(cluster: &Cluster) -> Setup {
 }
 
 /// A session through the proxy that the next round will find.
-fn login(proxy: &Proxy) -> Session {
+pub(super) fn login(proxy: &Proxy) -> Session {
     let session = Session::login(proxy.address(), USER);
     proxy.wait_opened(&session.wire);
     session

@@ -187,7 +187,7 @@ impl Rig {
             let ended = self.ended.0.clone();
             thread::spawn(move || {
                 let end = match direction {
-                    Direction::Request => run_requests(&context, Vec::new()),
+                    Direction::Request => run_requests(&context, Vec::new(), None),
                     Direction::Response => run_responses(&context, Vec::new()).0,
                 };
                 context.forwarder.exited(direction);

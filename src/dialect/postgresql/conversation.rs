@@ -8,8 +8,8 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::super::{
-    Answer, BadAnswer, Conversation, Credentials, CustomNames, LoginMethod, Request, SessionState,
-    SessionTransfer, Turn,
+    Answer, BadAnswer, Conversation, Credentials, LoginMethod, MOST_OWN_NAMES, Request,
+    SessionNames, SessionState, SessionTransfer, Turn,
 };
 use super::Step;
 use super::batch::{BatchAnswer, BatchFailure};
@@ -35,14 +35,14 @@ const UNASKED: BadAnswer = BadAnswer::Malformed("an answer to nothing");
 
 /// Moves sessions between servers that know nothing of it.
 pub(in super::super) struct Transfer {
-    custom_names: Arc<CustomNames>,
+    custom_names: Arc<SessionNames>,
     login: LoginMethod,
 }
 
 impl Transfer {
-    /// Asks every session for the custom settings of these names, and adds what
+    /// Asks the session for the custom settings of these names, and adds what
     /// it finds to them.
-    pub(in super::super) fn new(custom_names: &Arc<CustomNames>, login: LoginMethod) -> Self {
+    pub(in super::super) fn new(custom_names: &Arc<SessionNames>, login: LoginMethod) -> Self {
         Self {
             custom_names: Arc::clone(custom_names),
             login,
@@ -59,6 +59,7 @@ impl SessionTransfer for Transfer {
         Box::new(Question {
             server: Server::of(login),
             custom_names: Arc::clone(&self.custom_names),
+            asked: BTreeSet::new(),
             login: self.login,
             pending: None,
             attempts: 0,
@@ -123,7 +124,9 @@ impl Server {
 /// The question for the state, asked of the old server.
 struct Question {
     server: Server,
-    custom_names: Arc<CustomNames>,
+    custom_names: Arc<SessionNames>,
+    /// Those it was asked for last.
+    asked: BTreeSet<Vec<u8>>,
     login: LoginMethod,
     pending: Option<BatchAnswer<Step>>,
     attempts: usize,
@@ -131,10 +134,14 @@ struct Question {
 
 impl Conversation<Box<dyn SessionState>> for Question {
     fn begin(&mut self, left: Duration) -> Result<Request, BadAnswer> {
-        let names = self.custom_names.known();
-        let (request, answer) = self
-            .server
-            .capture(Extent::Session, &names, left, Duration::ZERO);
+        let Some(names) = self.custom_names.known() else {
+            let what = format!("more than {MOST_OWN_NAMES} custom settings");
+            return Err(BadAnswer::Obstacle(what));
+        };
+        self.asked = names;
+        let (request, answer) =
+            self.server
+                .capture(Extent::Session, &self.asked, left, Duration::ZERO);
         self.pending = Some(answer);
         self.attempts += 1;
         Ok(request)
@@ -155,10 +162,14 @@ impl Conversation<Box<dyn SessionState>> for Question {
         if let Some(obstacle) = &state.obstacle {
             return Err(BadAnswer::Obstacle(obstacle.to_string()));
         }
-        // Once restored, nothing but its name leads to an extension's setting.
-        self.custom_names.learn(state.custom_names());
+        let mut custom_names = std::mem::take(&mut self.asked);
+        for name in state.custom_names() {
+            // Once restored, nothing but its name leads to an extension's setting.
+            self.custom_names.learn(&name);
+            custom_names.insert(name);
+        }
         Ok(Turn::Done(Box::new(Captured {
-            custom_names: self.custom_names.known(),
+            custom_names,
             login: self.login,
             state,
         })))

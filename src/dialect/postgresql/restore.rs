@@ -12,6 +12,7 @@ use super::Step;
 use super::batch::{Batch, BatchAnswer};
 use super::capture::{OVERRIDDEN, guard};
 use super::state::{State, Statement, is_custom, quoted};
+use super::words::first_word;
 
 /// Set before everything else but after the other settings: whose rights count.
 const RIGHTS: [&[u8]; 2] = [b"session_authorization", b"role"];
@@ -138,44 +139,6 @@ fn prepare(
     Ok(())
 }
 
-/// The first word of a text of SQL, behind white space and comments.
-fn first_word(mut sql: &[u8]) -> &[u8] {
-    loop {
-        sql = sql.trim_ascii_start();
-        if sql.starts_with(b"--") {
-            let line = sql.iter().position(|byte| b"\r\n".contains(byte));
-            sql = line.and_then(|end| sql.get(end..)).unwrap_or_default();
-        } else if sql.starts_with(b"/*") {
-            sql = behind_comment(sql);
-        } else {
-            let end = sql.iter().position(|byte| !byte.is_ascii_alphabetic());
-            return sql.get(..end.unwrap_or(sql.len())).unwrap_or_default();
-        }
-    }
-}
-
-/// What follows the comment that `sql` begins with; comments nest (scan.l).
-fn behind_comment(mut sql: &[u8]) -> &[u8] {
-    let mut depth = 0_usize;
-    loop {
-        if let Some(rest) = sql.strip_prefix(b"/*") {
-            depth += 1;
-            sql = rest;
-        } else if let Some(rest) = sql.strip_prefix(b"*/") {
-            depth -= 1;
-            sql = rest;
-            if depth == 0 {
-                return sql;
-            }
-        } else {
-            match sql.split_first() {
-                Some((_, rest)) => sql = rest,
-                None => return sql,
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test")]
 mod tests {
@@ -256,18 +219,6 @@ mod tests {
 
     #[test]
     fn only_a_text_that_begins_with_prepare_is_executed() {
-        for (text, word) in [
-            ("PREPARE a AS SELECT 1", "PREPARE"),
-            (" \n-- no\nprepare a", "prepare"),
-            ("/* a /* b */ c */ PREPARE(", "PREPARE"),
-            ("INSERT INTO a", "INSERT"),
-            ("/* open", ""),
-            ("-- open", ""),
-            ("", ""),
-        ] {
-            let found = first_word(text.as_bytes());
-            assert_eq!(found, word.as_bytes(), "{text}");
-        }
         let mut wanted = State::default();
         let statement = Statement {
             text: b"INSERT INTO a VALUES (1); PREPARE b AS SELECT 1".to_vec(),
