@@ -45,15 +45,19 @@ fn passfile_line(user: &str, password: &str) -> String {
     format!("*:*:postgres:{user}:{escaped}\n")
 }
 
+/// A session that the next round will find.
 fn connect(proxy: &Proxy, user: &str) -> Client {
-    Config::new()
+    let position = proxy.log().position();
+    let client = Config::new()
         .host("127.0.0.1")
         .port(proxy.address().port())
         .user(user)
         .password(PASSWORD)
         .dbname("postgres")
         .connect(NoTls)
-        .unwrap()
+        .unwrap();
+    proxy.wait_log(position, |line| line.is("session opened"));
+    client
 }
 
 fn setup(cluster: &Cluster, file: &Path) -> Setup {
