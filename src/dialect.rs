@@ -81,22 +81,22 @@ impl Dialect {
     /// there.  `custom_names`: what it knows of settings that no server lists.
     ///
     /// # Errors
-    /// Why they do not, for the log.
+    /// It does not.
     pub fn session_transfer(
         self,
         startup: &StartupPacket,
         login: Option<LoginMethod>,
         custom_names: &Arc<SessionNames>,
-    ) -> Result<Box<dyn SessionTransfer>, &'static str> {
+    ) -> Result<Box<dyn SessionTransfer>, Immovable> {
         match (self, login) {
             (Self::CockroachDb, login) => Ok(Box::new(cockroachdb::Transfer { login })),
             (Self::PostgreSql, Some(_)) if postgresql::is_replication(startup) => {
-                Err("replication connection")
+                Err(Immovable::Replication)
             }
             (Self::PostgreSql, Some(login)) => {
                 Ok(Box::new(postgresql::Transfer::new(custom_names, login)))
             }
-            (Self::PostgreSql, None) => Err("dialect postgresql has no session transfer"),
+            (Self::PostgreSql, None) => Err(Immovable::NoLogin),
         }
     }
 
@@ -144,6 +144,17 @@ impl Dialect {
         }
         Ok(())
     }
+}
+
+/// Why a session moves nowhere, whatever its state is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Immovable {
+    /// The proxy has no way to log in for it.
+    #[error("dialect postgresql has no session transfer")]
+    NoLogin,
+    /// It is a WAL sender's.
+    #[error("replication connection")]
+    Replication,
 }
 
 /// `[login]`: how the proxy logs in for a session on another server.
@@ -340,6 +351,9 @@ pub enum BadAnswer {
     /// Something ties the session to its server.
     #[error("{0}")]
     Obstacle(String),
+    /// No session of that server may come to this one.
+    #[error("{0}")]
+    WrongTarget(String),
     /// The answer is not the one that the statement has.
     #[error("malformed answer: {0}")]
     Malformed(&'static str),

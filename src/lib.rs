@@ -57,7 +57,7 @@
 //! | `Holds::book` | how many sessions of which backend are held | `Balancer::backends`, `News::holding` |
 //! | `Rounds::history` | the last rounds | – |
 //! | `Session::ahead` | the state that was captured while it was idle | – |
-//! | `Session::last_transfer` | how its last order to move ended | – |
+//! | `Session::last_transfer`, `Session::stays_told` | how its last order to move ended; why the log says that it cannot | – |
 //! | `TransferContext::parameters` (the processors' `Context::parameters`) | what one client was told | – |
 //! | `Balancer::backends` | backends and their sessions | – |
 //! | `News::holding` | whether new clients wait for a server | – |

@@ -69,6 +69,8 @@ pub(crate) struct Session {
     ahead: Mutex<Ahead>,
     workers: Arc<Workers>,
     last_transfer: Mutex<Option<LastTransfer>>,
+    /// Why the log has said that it cannot move.
+    stays_told: Mutex<Option<String>>,
     opened: Instant,
     /// Why it ends; the first reason stands.
     reason: OnceLock<DisconnectReason>,
@@ -124,6 +126,7 @@ impl Session {
             ahead: Mutex::default(),
             workers: Arc::clone(holds.workers()),
             last_transfer: Mutex::new(None),
+            stays_told: Mutex::new(None),
             opened: Instant::now(),
             reason: OnceLock::new(),
             this: Weak::clone(this),

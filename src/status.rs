@@ -235,7 +235,7 @@ fn session_status(session: SessionView, now: Instant) -> SessionStatus {
         last_transfer: last_transfer.map(|last| LastTransferStatus {
             round: last.round,
             outcome: last.outcome.as_str().to_owned(),
-            reason: last.reason,
+            reason: last.reason.map(|reason| reason.text),
             held_seconds: last.held.as_secs_f64(),
         }),
     }

@@ -143,8 +143,9 @@ impl MoveTicket {
         self.log(report);
         let last = LastTransfer {
             round: self.round.number(),
+            from: Arc::clone(&self.from),
             outcome: report.outcome,
-            reason: report.reason.as_ref().map(|reason| reason.text.clone()),
+            reason: report.reason.clone(),
             held: report.blocked,
         };
         if let Some(session) = self.session.upgrade() {

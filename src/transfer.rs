@@ -34,11 +34,11 @@ use parking_lot::Mutex;
 
 use crate::config::Migration;
 use crate::connector::Connector;
-use crate::dialect::{Dialect, LoginMethod, Request, SessionNames, SessionTransfer};
+use crate::dialect::{Dialect, Immovable, LoginMethod, Request, SessionNames, SessionTransfer};
 use crate::error::Error;
 use crate::forwarder::{Closing, Ready, Resumed, Suspension};
 use crate::message::{ProcessId, TERMINATE};
-use crate::metrics::{Reason, TransferOutcome};
+use crate::metrics::{Reason, ReasonLabel, TransferOutcome};
 use crate::parameters::Parameters;
 use crate::scram::Secret;
 use crate::server_conn::ServerConn;
@@ -79,16 +79,25 @@ impl TransferContext {
     /// How the session moves to another server, where the proxy gets in by `login`.
     ///
     /// # Errors
-    /// Why it does not, for the log.
+    /// Why it does not.
     pub(crate) fn session_transfer(
         &self,
         login: Option<LoginMethod>,
-    ) -> Result<Box<dyn SessionTransfer>, &'static str> {
+    ) -> Result<Box<dyn SessionTransfer>, Reason> {
         if login == Some(LoginMethod::Scram) && self.proven.is_none() {
-            return Err("it logged in before method = \"scram\" was set, which asks the client");
+            let text = "it logged in before method = \"scram\" was set, which asks the client";
+            return Err(Reason::new(ReasonLabel::Unsupported, text));
         }
-        self.dialect
-            .session_transfer(&self.startup, login, &self.custom_names)
+        let transfer = self
+            .dialect
+            .session_transfer(&self.startup, login, &self.custom_names);
+        transfer.map_err(|immovable| {
+            let label = match immovable {
+                Immovable::NoLogin => ReasonLabel::Unsupported,
+                Immovable::Replication => ReasonLabel::Tied,
+            };
+            Reason::new(label, immovable.to_string())
+        })
     }
 }
 

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::metrics::TransferOutcome;
+use crate::metrics::{Reason, TransferOutcome};
 use crate::rate::Rate;
 use pace::Pace;
 
@@ -35,10 +35,12 @@ pub(crate) trait RetryOrder: Send + Sync {
 pub(crate) struct LastTransfer {
     /// Whose order it was.
     pub round: u64,
+    /// Where the session was.
+    pub from: Arc<str>,
     /// In the contract's words.
     pub outcome: TransferOutcome,
     /// Why it did not succeed.
-    pub reason: Option<String>,
+    pub reason: Option<Reason>,
     /// How long the client was held.
     pub held: Duration,
 }

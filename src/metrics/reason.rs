@@ -23,9 +23,9 @@ pub(crate) enum ReasonLabel {
     SessionEnded,
     /// The proxy ended.
     ShuttingDown,
-    /// The cluster, the dialect or the kind of connection has no transfer.
+    /// The cluster or the dialect has no transfer.
     Unsupported,
-    /// Something ties the session to its server: a temporary table, a cursor.
+    /// Something ties the session to its server: a temporary table, a cursor, replication.
     Tied,
     /// The server refused the state, or did not give it as it should.
     StateQuery,
@@ -35,7 +35,7 @@ pub(crate) enum ReasonLabel {
     Timeout,
     /// There is no active backend to go to.
     NoTarget,
-    /// No backend could be reached or logged in to.
+    /// No backend could be reached or logged in to, or it was none for the session.
     Target,
     /// The new server did not take the session, or has another than the old one.
     Restore,
@@ -48,6 +48,30 @@ pub(crate) enum ReasonLabel {
 }
 
 impl ReasonLabel {
+    /// Whether it lies in the session itself, and stays until its client does something
+    /// about it.
+    #[must_use]
+    pub(crate) const fn is_of_session(self) -> bool {
+        match self {
+            Self::Tied | Self::StateQuery | Self::TooLarge | Self::Restore => true,
+            Self::None
+            | Self::OpenTransaction
+            | Self::Busy
+            | Self::ClientNotReading
+            | Self::Worker
+            | Self::Replaced
+            | Self::SessionEnded
+            | Self::ShuttingDown
+            | Self::Unsupported
+            | Self::Timeout
+            | Self::NoTarget
+            | Self::Target
+            | Self::ServerLost
+            | Self::NoThread
+            | Self::Released => false,
+        }
+    }
+
     /// As the metrics have it.
     #[must_use]
     pub(crate) const fn as_str(self) -> &'static str {

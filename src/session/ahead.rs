@@ -90,10 +90,14 @@ impl Session {
             .spawn(move || {
                 let config = Arc::clone(&session.config.read());
                 let (limits, login) = (&config.migration, config.login.method);
-                let captured =
-                    transfer::capture(suspension, &session.transfer, limits, login, |lost| {
-                        session.lose(lost);
-                    });
+                let captured = transfer::capture(
+                    suspension,
+                    &session.transfer,
+                    limits,
+                    login,
+                    |reason| session.tell_stays(&session.backend_name(), reason),
+                    |lost| session.lose(lost),
+                );
                 let mut ahead = session.ahead.lock();
                 if ahead.traffic == traffic {
                     ahead.captured = captured;

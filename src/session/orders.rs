@@ -12,6 +12,7 @@ use crate::disconnect::DisconnectReason;
 use crate::error::Refusal;
 use crate::forwarder::{Activity, Closing, Obstacle, Ordered, Ready};
 use crate::hold::HeldSession;
+use crate::logging::event;
 use crate::metrics::{Reason, ReasonLabel};
 use crate::round::{Aim, Movable, Round};
 use crate::server_conn::ServerConn;
@@ -27,6 +28,11 @@ impl RetryOrder for Session {
     }
 
     fn note_transfer(&self, last: LastTransfer) {
+        if let Some(reason) = &last.reason {
+            self.tell_stays(&last.from, reason);
+        } else {
+            *self.stays_told.lock() = None;
+        }
         *self.last_transfer.lock() = Some(last);
     }
 }
@@ -38,11 +44,9 @@ impl Movable for Session {
         drop(server);
         let session = Weak::clone(&self.this) as Weak<dyn RetryOrder>;
         let ticket = MoveTicket::new(round, &self.name, from, session);
-        if let Err(reason) = self
-            .transfer
-            .session_transfer(self.config.read().login.method)
-        {
-            ticket.give_up(Reason::new(ReasonLabel::Unsupported, reason));
+        let login = self.config.read().login.method;
+        if let Err(reason) = self.transfer.session_transfer(login) {
+            ticket.give_up(reason);
             return;
         }
         match self.forwarder.order_move(ticket, Instant::now()) {
@@ -78,6 +82,26 @@ impl Movable for Session {
 }
 
 impl Session {
+    /// Says that the session cannot leave `backend`, where `reason` lies in the session
+    /// itself: once, however often it is asked to, until it has moved or stays for
+    /// another reason.
+    pub(super) fn tell_stays(&self, backend: &str, reason: &Reason) {
+        if !reason.label.is_of_session() {
+            return;
+        }
+        let told = self.stays_told.lock().replace(reason.text.clone());
+        if told.as_ref() == Some(&reason.text) {
+            return;
+        }
+        event(
+            "session cannot move",
+            &self.name.pairs([
+                ("backend", backend.into()),
+                ("reason", reason.text.as_str().into()),
+            ]),
+        );
+    }
+
     /// Ends the session at its next safe point.
     pub(crate) fn order_end(&self) {
         if let Some(ticket) = self.forwarder.order_end() {

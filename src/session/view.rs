@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::Session;
 use crate::error::shown;
 use crate::forwarder::View;
+use crate::metrics::Reason;
 use crate::session_name::SessionName;
 use crate::workers::LastTransfer;
 
@@ -32,7 +33,7 @@ pub(crate) struct SessionView {
     /// How its last order to move ended.
     pub last_transfer: Option<LastTransfer>,
     /// Why no order could move it.
-    pub immovable: Option<&'static str>,
+    pub immovable: Option<Reason>,
 }
 
 impl SessionView {
@@ -47,10 +48,12 @@ impl SessionView {
         let stayed = || {
             self.last_transfer
                 .as_ref()
-                .and_then(|last| last.reason.clone())
+                .and_then(|last| last.reason.as_ref())
+                .map(|reason| reason.text.clone())
         };
-        self.immovable
-            .map(str::to_owned)
+        let immovable = self.immovable.as_ref();
+        immovable
+            .map(|reason| reason.text.clone())
             .or_else(obstacle)
             .or_else(stayed)
     }

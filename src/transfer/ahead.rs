@@ -11,6 +11,7 @@ use crate::dialect::{LoginMethod, SessionState};
 use crate::error::Peer;
 use crate::forwarder::Suspension;
 use crate::frame::FrameReader;
+use crate::metrics::Reason;
 use crate::server_conn::ServerConn;
 use crate::ticket::MoveTicket;
 
@@ -27,12 +28,13 @@ pub(crate) struct Captured {
 }
 
 /// Asks for the state of a session that goes on where it is.  `None`: it cannot be had,
-/// or the session was lost by it, which `lose` is told.
+/// which `stays` is told, or the session was lost by it, which `lose` is.
 pub(crate) fn capture(
     suspension: Suspension<ServerConn, MoveTicket>,
     context: &TransferContext,
     limits: &Migration,
     login: Option<LoginMethod>,
+    stays: impl FnOnce(&Reason),
     lose: impl FnOnce(Lost),
 ) -> Option<Captured> {
     let mut attempt = Attempt {
@@ -60,6 +62,7 @@ pub(crate) fn capture(
         Err(Outcome::Kept { reason, resumed }) => {
             log::debug!(reason = reason.text; "an idle session's state is not known");
             suspension.resume_kept(resumed);
+            stays(&reason);
             None
         }
         Err(Outcome::Lost(lost)) => {

@@ -79,12 +79,7 @@ impl<'a> Attempt<'a> {
         }
         let transfer = match self.context.session_transfer(self.login) {
             Ok(transfer) => transfer,
-            Err(text) => {
-                return Err(kept(
-                    Reason::new(ReasonLabel::Unsupported, text),
-                    Resumed::default(),
-                ));
-            }
+            Err(reason) => return Err(kept(reason, Resumed::default())),
         };
         if let Some(text) = self.round.and_then(Round::unsupported) {
             let text = format!("server refused: {text}");

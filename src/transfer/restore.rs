@@ -9,7 +9,7 @@ use super::state_query::{MAX_UNASKED_BYTES, answer_limit};
 use crate::authentication::Login;
 use crate::balancer::{BackendId, NoTarget};
 use crate::connector::{Connected, Search, TargetError};
-use crate::dialect::{Answer, SessionState, Turn};
+use crate::dialect::{Answer, BadAnswer, SessionState, Turn};
 use crate::error::{Error, Peer};
 use crate::message::{BackendTag, parameter_status, process_id, rewrite_notification};
 use crate::metrics::{Reason, ReasonLabel};
@@ -141,15 +141,20 @@ fn restore_once(
         ..
     } = connected;
     let name = Arc::clone(assignment.name());
-    let failed = |error: &dyn Display| NotRestored {
-        reason: Reason::new(ReasonLabel::Restore, format!("{name}: restore: {error}")),
+    let not_restored = |label, error: &dyn Display| NotRestored {
+        reason: Reason::new(label, format!("{name}: restore: {error}")),
         may_pass: false,
+    };
+    let failed = |error: &dyn Display| not_restored(ReasonLabel::Target, error);
+    let refused = |bad: BadAnswer| match &bad {
+        BadAnswer::WrongTarget(_) => failed(&bad),
+        _ => not_restored(ReasonLabel::Restore, &bad),
     };
     let left = || deadline.saturating_duration_since(Instant::now());
     let mut reported = Parameters::default();
     let mut to_client: Vec<u8> = Vec::new();
     let mut conversation = state.restore(&login, unnamed);
-    let mut request = conversation.begin(left()).map_err(|bad| failed(&bad))?;
+    let mut request = conversation.begin(left()).map_err(refused)?;
     loop {
         server
             .stream()
@@ -195,10 +200,10 @@ fn restore_once(
         }
         if answer.is_too_long() {
             let what = format!("its answer exceeds max_state_size {max_state_bytes}");
-            return Err(failed(&what));
+            return Err(not_restored(ReasonLabel::TooLarge, &what));
         }
         let turn = conversation.answered(&answer, left());
-        match turn.map_err(|bad| failed(&bad))? {
+        match turn.map_err(refused)? {
             Turn::Ask(next) => request = next,
             Turn::Done(()) => break,
         }

@@ -72,6 +72,27 @@ fn an_idle_session_survives_its_servers_crash() {
 }
 
 #[test]
+fn the_log_says_which_session_would_not_survive() {
+    let cluster = Cluster::start(&[], |_| {});
+    let proxy = setup(&cluster).start();
+    let (mut first, _second) = (login(&proxy), login(&proxy));
+    first.rows("CREATE TEMP TABLE scratch (a int)");
+    let line = proxy.wait_log(0, |line| line.is("session cannot move"));
+    assert_eq!(
+        (line.number("conn"), line.get("reason")),
+        (1, "temporary table \"scratch\"")
+    );
+    // Asked again after each use, and said once.
+    first.rows("SELECT 1");
+    wait_captured(&proxy, 1);
+    first.rows("DROP TABLE scratch");
+    wait_captured(&proxy, 2);
+    let lines = proxy.log().since(0);
+    let told = lines.iter().filter(|line| line.is("session cannot move"));
+    assert_eq!(told.count(), 1);
+}
+
+#[test]
 fn a_session_that_was_used_since_ends_as_ever() {
     let mut cluster = Cluster::start(&[], |_| {});
     let proxy = setup(&cluster).start();

@@ -42,9 +42,7 @@ fn execute(wire: &mut Wire, name: &str) -> String {
 #[test]
 fn a_restart_is_a_pause() {
     let mut cluster = Cluster::start(&[], |_| {});
-    let proxy = setup(&cluster, "60s")
-        .top("custom_settings = [\"app.tenant\"]")
-        .start();
+    let proxy = setup(&cluster, "60s").start();
     let mut client = login(&proxy);
     client.rows("SET application_name = 'still me'");
     client.rows("SET app.tenant = 'seven'");

@@ -9,11 +9,14 @@ use crate::support::postgres::USER;
 use crate::support::proxy::{Outcome, Proxy, Setup};
 
 /// A proxy whose file names no such setting.
-fn start() -> Proxy {
+fn setup() -> Setup {
     Setup::new(&cluster().addresses())
         .top("dialect = \"postgresql\"")
         .section("[login]\nmethod = \"trust\"")
-        .start()
+}
+
+fn start() -> Proxy {
+    setup().start()
 }
 
 /// Runs a statement with these parameters, in the extended protocol.
@@ -127,6 +130,21 @@ fn a_name_that_another_session_used_is_enough() {
     let lines = proxy.log().since(0);
     let told = lines.iter().filter(|line| line.is(forgotten));
     assert_eq!(told.count(), 1);
+}
+
+#[test]
+fn a_name_that_the_file_lists_needs_not_be_seen() {
+    let setup = setup().top("custom_settings = [\"app.listed\"]");
+    let proxy = setup.start();
+    let mut session = login(&proxy);
+    let set = "SELECT set_config('app' || '.listed', 'x', false)";
+    session.run(&[set]);
+    proxy.migrate().assert_all_moved(1);
+    assert_eq!(ask(&mut session, "app.listed"), "'x'");
+    proxy.reconfigure(&setup.text().replace("app.listed", "app.other"));
+    session.run(&["SELECT set_config('app' || '.other', 'y', false)"]);
+    proxy.migrate().assert_all_moved(1);
+    assert_eq!(ask(&mut session, "app.other"), "'y'");
 }
 
 #[test]

@@ -6,6 +6,8 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use rustix::process::Signal;
+
 use super::cluster;
 use super::kinds::{PROBES, data, together};
 use super::mover::Session;
@@ -14,7 +16,7 @@ use crate::support::proxy::{Outcome, Proxy, Setup};
 
 fn setup(cluster: &Cluster) -> Setup {
     Setup::new(&cluster.addresses())
-        .top("dialect = \"postgresql\"\ncustom_settings = [\"app.tenant\", \"plpgsql.check_asserts\"]")
+        .top("dialect = \"postgresql\"")
         .section("[login]\nmethod = \"trust\"")
 }
 
@@ -144,6 +146,55 @@ fn a_session_that_is_tied_to_its_server_stays_and_goes_on() {
         proxy.migrate().assert_all_moved(1);
         assert_eq!(session.wire.value("SELECT 'alive'"), "alive");
     }
+}
+
+#[test]
+fn the_log_says_once_why_a_session_cannot_move() {
+    let proxy = setup(cluster()).start();
+    let mut session = login(&proxy);
+    let told = || {
+        let lines = proxy.log().since(0);
+        let lines = lines.iter().filter(|line| line.is("session cannot move"));
+        lines
+            .map(|line| {
+                for (key, value) in [("conn", "1"), ("user", USER), ("database", "postgres")] {
+                    assert_eq!(line.get(key), value);
+                }
+                assert!(line.value("client").is_some() && line.value("backend").is_some());
+                line.get("reason").to_owned()
+            })
+            .collect::<Vec<_>>()
+    };
+    let stays = |session: &mut Session| {
+        for _ in 0..3 {
+            let round = proxy.migrate();
+            assert_eq!(round.only().outcome, Outcome::Recoverable);
+            // Another outcome does not make the log forget it.
+            session.run(&["BEGIN"]);
+            let position = proxy.log().position();
+            proxy.signal(Signal::USR1);
+            proxy.wait_log(position, |line| line.is("migration round started"));
+            proxy.signal(Signal::USR1);
+            let replaced = proxy.wait_round(position);
+            assert!(replaced.only().reason().starts_with("replaced by"));
+            let position = proxy.log().position();
+            session.run(&["COMMIT"]);
+            proxy.wait_round(position);
+        }
+    };
+    session.run(&["CREATE TEMP TABLE x (a int)"]);
+    stays(&mut session);
+    let table = "temporary table \"x\"";
+    assert_eq!(told(), [table]);
+    session.run(&["DROP TABLE x", "DECLARE c CURSOR WITH HOLD FOR SELECT 1"]);
+    stays(&mut session);
+    let cursor = "holdable cursor \"c\"";
+    assert_eq!(told(), [table, cursor]);
+    session.run(&["CLOSE c"]);
+    proxy.migrate().assert_all_moved(1);
+    session.run(&["DECLARE c CURSOR WITH HOLD FOR SELECT 1"]);
+    stays(&mut session);
+    assert_eq!(told(), [table, cursor, cursor]);
 }
 
 #[test]

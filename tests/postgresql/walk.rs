@@ -143,7 +143,7 @@ fn a_moved_session_and_its_twin_answer_alike_at_every_step() {
     });
     let walked = runner.run(&steps(), |steps| {
         let proxy = Setup::new(&cluster().addresses())
-            .top("dialect = \"postgresql\"\ncustom_settings = [\"app.tenant\"]")
+            .top("dialect = \"postgresql\"")
             .section("[migration]\nwait = \"0s\"\n[login]\nmethod = \"trust\"")
             .start();
         let (moves, stays) = walk(&proxy, &steps);

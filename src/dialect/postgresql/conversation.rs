@@ -325,7 +325,7 @@ impl Rebuilding<'_> {
                 self.attempts = 0;
                 Ok(self.ask_login(left, BEHIND_INTERVAL))
             }
-            Err(wrong) => Err(BadAnswer::Obstacle(wrong.to_string())),
+            Err(wrong) => Err(BadAnswer::WrongTarget(wrong.to_string())),
         }
     }
 
