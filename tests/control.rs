@@ -201,7 +201,13 @@ fn a_backend_is_drained_and_put_back_whatever_a_reload_says() {
     let mut clients: Vec<_> = (0..4).map(|_| proxy.login("maria")).collect();
     clients[0].query("BEGIN");
     let home = clients[0].value("SELECT sqlpod_name()");
-    let (code, left) = controlled.ask_json(&["drain", &home, "--wait", "10ms"]);
+    // However long the others' moves take.
+    let drain = || controlled.ask_json(&["drain", &home, "--wait", "10ms"]);
+    poll_kernel(
+        || drain().1["sessions"] == 1,
+        || "more than the one in a transaction stay".to_owned(),
+    );
+    let (code, left) = drain();
     assert_eq!((code, &left["sessions"]), (1, &json!(1)), "{left}");
     assert_eq!(left["left"][0]["cannot_move_because"], "open transaction");
     clients[0].query("COMMIT");
