@@ -59,7 +59,7 @@ postgres_bin() {
 }
 
 # Prints the Debian package of everything in "$@" that is not there.
-# Known things: cc dpkg-dev haproxy libssl man openssl pgbouncer pkg-config postgresql python3
+# Known things: cc chromium dpkg-dev haproxy libssl man openssl pgbouncer pkg-config postgresql python3
 # systemd venv.
 missing_packages() {
     local thing
@@ -81,6 +81,7 @@ missing_packages() {
                 fi
             fi
             ;;
+        chromium) command -v chromium >/dev/null || echo chromium ;;
         python3) command -v python3 >/dev/null || echo python3 ;;
         haproxy | pgbouncer)
             # Daemons, which are not in everybody's path.

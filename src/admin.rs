@@ -1,4 +1,4 @@
-//! HTTP for probes and Prometheus on `admin_listen`.
+//! HTTP for probes, Prometheus and people on `admin_listen`.
 //!
 //! Role: accepts, bounds and times clients, and answers from the table `ROUTES`:
 //! further pages are further lines of it. `http` reads one request and writes one
@@ -11,6 +11,7 @@
 //! waiting; no thread outlives the `Admin`.
 
 mod http;
+mod page;
 #[cfg(test)]
 mod tests;
 
@@ -93,6 +94,10 @@ struct Route {
 }
 
 const ROUTES: &[Route] = &[
+    Route {
+        path: "/",
+        answer: |_| Response::page(page::PAGE, page::policy_of_page()),
+    },
     Route {
         path: "/healthz",
         answer: |_| Response::text(200, "alive\n"),

@@ -166,6 +166,8 @@ struct State<S, T> {
     /// Writes begun towards the client: tells a stalled write from a busy one.
     responses_written: u64,
     order: Option<Order<T>>,
+    /// While the gate is suspended for a move: since when that was wanted.
+    moving_since: Option<Instant>,
     /// Since when the last ReadyForQuery has not said `I`.
     in_transaction: Option<Instant>,
     /// The request processor waits for the server's answers before it lets its
@@ -240,6 +242,7 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
                 counts: Counts::default(),
                 responses_written: 0,
                 order: None,
+                moving_since: None,
                 in_transaction: None,
                 holding_batch: false,
                 hold_ran_out: false,
@@ -335,6 +338,7 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
         match (state.order.take(), permit) {
             (Some(Order::Move { ticket, since }), Some(permit)) => {
                 state.gate = Gate::Suspended;
+                state.moving_since = Some(since);
                 drop(state);
                 self.interrupt.expire();
                 // A request processor that holds a batch back parks now.

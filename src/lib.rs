@@ -56,6 +56,7 @@
 //! | `ProxyState::draining` | the way to the thread that empties backends | – |
 //! | `Holds::book` | how many sessions of which backend are held | `Balancer::backends`, `News::holding` |
 //! | `Rounds::history` | the last rounds | – |
+//! | `RecentTransfers::kept` | the last transfers | – |
 //! | `Session::ahead` | the state that was captured while it was idle | – |
 //! | `Session::last_transfer`, `Session::stays_told` | how its last order to move ended; why the log says that it cannot | – |
 //! | `TransferContext::parameters` (the processors' `Context::parameters`) | what one client was told | – |
@@ -112,6 +113,7 @@ mod transfer;
 mod ticket;
 mod rounds;
 mod round;
+mod recent_transfers;
 mod workers;
 mod rate;
 mod session_name;

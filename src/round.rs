@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::Receiver;
 use parking_lot::{Condvar, Mutex};
@@ -15,6 +15,7 @@ use crate::balancer::BackendId;
 use crate::dialect::Unsupported;
 use crate::logging::Milliseconds;
 use crate::metrics::{Metrics, ReasonLabel, TransferOutcome};
+use crate::recent_transfers::RecentTransfers;
 use crate::workers::{LOOK_INTERVAL, Workers};
 
 /// Between two progress lines of a round.
@@ -59,6 +60,8 @@ struct Counts {
     dismissed: usize,
     /// Sessions that are held, without an outcome yet.
     held: usize,
+    /// When the last outcome came.
+    finished: Option<Instant>,
 }
 
 impl Counts {
@@ -102,6 +105,10 @@ pub(crate) struct RoundView {
     pub waiting: usize,
     /// Of the waiting ones, held until a server takes them.
     pub held: usize,
+    /// When it began, by the wall clock.
+    pub started: SystemTime,
+    /// From then to its last outcome, or to now.
+    pub elapsed: Duration,
 }
 
 /// All transfers that one trigger started.
@@ -110,9 +117,11 @@ pub(crate) struct Round {
     trigger: &'static str,
     aim: Aim,
     started: Instant,
+    started_at: SystemTime,
     sessions: usize,
     workers: Arc<Workers>,
     metrics: Arc<Metrics>,
+    recent: Arc<RecentTransfers>,
     counts: Mutex<Counts>,
     changed: Condvar,
     /// The first [`MAX_NOT_MOVED`].
@@ -133,6 +142,7 @@ impl Round {
         sessions: usize,
         workers: &Arc<Workers>,
         metrics: &Arc<Metrics>,
+        recent: &Arc<RecentTransfers>,
         unsupported_told: &Arc<AtomicBool>,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -140,9 +150,11 @@ impl Round {
             trigger,
             aim,
             started: Instant::now(),
+            started_at: SystemTime::now(),
             sessions,
             workers: Arc::clone(workers),
             metrics: Arc::clone(metrics),
+            recent: Arc::clone(recent),
             counts: Mutex::default(),
             not_moved: Mutex::default(),
             changed: Condvar::new(),
@@ -181,6 +193,12 @@ impl Round {
         &self.metrics
     }
 
+    /// Where they are remembered for a while.
+    #[must_use]
+    pub(crate) const fn recent(&self) -> &Arc<RecentTransfers> {
+        &self.recent
+    }
+
     /// What a server of this cluster said to no session in particular.
     #[must_use]
     pub(crate) fn unsupported(&self) -> Option<&'static str> {
@@ -210,6 +228,13 @@ impl Round {
     #[must_use]
     pub(crate) fn view(&self) -> RoundView {
         let counts = *self.counts.lock();
+        let waiting = self.sessions - counts.done();
+        let elapsed = match counts.finished {
+            Some(finished) => finished.saturating_duration_since(self.started),
+            // It was about nobody.
+            None if waiting == 0 => Duration::ZERO,
+            None => self.started.elapsed(),
+        };
         RoundView {
             round: self.number,
             trigger: self.trigger,
@@ -217,8 +242,10 @@ impl Round {
             success: counts.success,
             recoverable: counts.recoverable,
             fatal: counts.fatal,
-            waiting: self.sessions - counts.done(),
+            waiting,
             held: counts.held,
+            started: self.started_at,
+            elapsed,
         }
     }
 
@@ -290,6 +317,9 @@ impl Round {
     fn count(&self, change: impl FnOnce(&mut Counts)) {
         let mut counts = self.counts.lock();
         change(&mut counts);
+        if counts.done() >= self.sessions && counts.finished.is_none() {
+            counts.finished = Some(Instant::now());
+        }
         if counts.done() + counts.held >= self.sessions {
             self.changed.notify_all();
         }
@@ -366,6 +396,7 @@ impl Round {
             fatal,
             dismissed,
             held: _,
+            finished: _,
         } = *self.counts.lock();
         log::info!(
             round = self.number,

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use crate::connection_limit::Limit;
 use crate::metrics::Metrics;
+use crate::recent_transfers::{RecentTransfer, RecentTransfers};
 use crate::round::{Aim, Movable, Round, RoundView};
 use crate::workers::Workers;
 
@@ -21,6 +22,7 @@ pub(crate) struct Rounds {
     count: AtomicU64,
     workers: Arc<Workers>,
     metrics: Arc<Metrics>,
+    recent: Arc<RecentTransfers>,
     /// Rounds that have not written their summary.
     under_way: Arc<Limit>,
     /// The last ones, the oldest first.
@@ -41,6 +43,7 @@ impl Rounds {
             under_way: Limit::new(usize::MAX),
             history: Mutex::default(),
             metrics,
+            recent: Arc::default(),
         }
     }
 
@@ -73,6 +76,7 @@ impl Rounds {
             sessions.len(),
             &self.workers,
             &self.metrics,
+            &self.recent,
             &self.unsupported_told,
         );
         log::info!(round = number, trigger, sessions = sessions.len(); "migration round started");
@@ -107,6 +111,12 @@ impl Rounds {
         // Its receiver waits for nothing else.
         let _ = ordered.send(waiting);
         Some(round)
+    }
+
+    /// The last transfers, the newest first.
+    #[must_use]
+    pub(crate) fn recent_transfers(&self) -> Vec<Arc<RecentTransfer>> {
+        self.recent.newest_first()
     }
 
     /// The last rounds, the newest first.

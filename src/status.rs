@@ -1,11 +1,16 @@
 //! The proxy's state as data: backends, rounds, sessions.
 //!
-//! One form for the admin's `/status`, for `sqlproxy status --json` and for
+//! Its size is bounded by the file's backends and not by the sessions, but for the list
+//! of all of them.  One form for the admin's `/status`, for `sqlproxy status --json` and for
 //! `sqlproxy sessions --json`; its keys are a contract (README, "Status").
+
+#[cfg(test)]
+mod tests;
+mod waiting;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -13,13 +18,18 @@ use crate::config::BackendState;
 use crate::forwarder::{Activity, Obstacle};
 use crate::metrics::{BackendReading, Reading, ReasonLabel};
 use crate::proxy_state::ProxyState;
+use crate::recent_transfers::RecentTransfer;
+use crate::round::RoundView;
 use crate::session::{Session, SessionView};
+use waiting::{Waiting, WaitingStatus, waiting};
 
-/// Everything but the sessions one by one.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Everything but the sessions one by one.  Moments are in RFC 3339, as in the log.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Status {
     /// Of this binary.
     pub version: String,
+    /// When this was so.
+    pub now: String,
     /// In the order of the file; those that have left it and still have sessions last.
     pub backends: Vec<BackendStatus>,
     /// All sessions.
@@ -28,6 +38,14 @@ pub(crate) struct Status {
     pub sessions_max: usize,
     /// The last ones, the newest first.
     pub rounds: Vec<RoundStatus>,
+    /// Sessions that have been asked to move and have not yet.
+    pub waiting: usize,
+    /// What they wait for, and how many of them do.
+    pub waiting_for: BTreeMap<String, usize>,
+    /// The hundred that have waited longest, the longest first.
+    pub waiting_sessions: Vec<WaitingStatus>,
+    /// The last fifty, the newest first.
+    pub transfers: Vec<TransferStatus>,
 }
 
 /// One backend.
@@ -48,7 +66,7 @@ pub(crate) struct BackendStatus {
 }
 
 /// One round.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct RoundStatus {
     /// Its number.
     pub round: u64,
@@ -64,6 +82,39 @@ pub(crate) struct RoundStatus {
     pub fatal: usize,
     /// Without an outcome yet.
     pub waiting: usize,
+    /// Of these, held until a server takes them.
+    pub held: usize,
+    /// When it began.
+    pub started: String,
+    /// From then to its last outcome, or to now.
+    pub elapsed_seconds: f64,
+}
+
+/// A transfer that is over.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct TransferStatus {
+    /// When it ended.
+    pub finished: String,
+    /// The session's number, as in the log.
+    pub conn: u64,
+    /// From the startup packet, at most 128 characters.
+    pub user: String,
+    /// The client's address.
+    pub client: String,
+    /// Of which round.
+    pub round: u64,
+    /// `success`, `recoverable` or `fatal`.
+    pub outcome: String,
+    /// The backend that the session left, or stayed on.
+    pub from: String,
+    /// The backend that it moved to.
+    pub to: Option<String>,
+    /// Why it did not succeed.
+    pub reason: Option<String>,
+    /// From the order to the safe point, or to the giving up.
+    pub waited_seconds: f64,
+    /// How long the client was held.
+    pub held_seconds: f64,
 }
 
 /// One session.
@@ -143,8 +194,17 @@ pub(crate) const fn state_word(state: Option<BackendState>) -> &'static str {
 #[must_use]
 pub(crate) fn status(state: &ProxyState) -> Status {
     let backends = state.connector.balancer().view();
+    let sessions = state.sessions.snapshot();
+    let count = sessions.len();
+    let Waiting {
+        count: waiting,
+        reasons,
+        longest,
+    } = waiting(sessions, Instant::now());
+    let transfers = state.rounds.recent_transfers();
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        now: moment(SystemTime::now()),
         backends: backends
             .into_iter()
             .map(|backend| BackendStatus {
@@ -156,22 +216,50 @@ pub(crate) fn status(state: &ProxyState) -> Status {
                 held: state.holds.held_on(backend.id),
             })
             .collect(),
-        sessions: state.sessions.len(),
+        sessions: count,
         sessions_max: state.config.read().max_connections,
-        rounds: state
-            .rounds
-            .views()
-            .into_iter()
-            .map(|round| RoundStatus {
-                round: round.round,
-                trigger: round.trigger.to_owned(),
-                sessions: round.sessions,
-                success: round.success,
-                recoverable: round.recoverable,
-                fatal: round.fatal,
-                waiting: round.waiting,
-            })
-            .collect(),
+        rounds: state.rounds.views().iter().map(round_status).collect(),
+        waiting,
+        waiting_for: reasons,
+        waiting_sessions: longest,
+        transfers: transfers.iter().map(|last| transfer_status(last)).collect(),
+    }
+}
+
+/// As the log has it.
+fn moment(at: SystemTime) -> String {
+    humantime::format_rfc3339_millis(at.max(SystemTime::UNIX_EPOCH)).to_string()
+}
+
+fn round_status(round: &RoundView) -> RoundStatus {
+    RoundStatus {
+        round: round.round,
+        trigger: round.trigger.to_owned(),
+        sessions: round.sessions,
+        success: round.success,
+        recoverable: round.recoverable,
+        fatal: round.fatal,
+        waiting: round.waiting,
+        held: round.held,
+        started: moment(round.started),
+        elapsed_seconds: round.elapsed.as_secs_f64(),
+    }
+}
+
+fn transfer_status(transfer: &RecentTransfer) -> TransferStatus {
+    let session = &transfer.session;
+    TransferStatus {
+        finished: moment(transfer.finished),
+        conn: session.conn,
+        user: session.user.clone(),
+        client: session.client.clone(),
+        round: transfer.round,
+        outcome: transfer.outcome.as_str().to_owned(),
+        from: transfer.from.to_string(),
+        to: transfer.to.as_deref().map(str::to_owned),
+        reason: transfer.reason.clone(),
+        waited_seconds: transfer.waited.as_secs_f64(),
+        held_seconds: transfer.held.as_secs_f64(),
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use log::kv::Value;
 
@@ -15,6 +15,7 @@ use crate::logging::{Milliseconds, event};
 use crate::metrics::{
     Event, FinishedTransfer, Gauge, GaugeGuard, Reason, ReasonLabel, TransferOutcome,
 };
+use crate::recent_transfers::RecentTransfer;
 use crate::round::{Aim, NotMoved, Round};
 use crate::session_name::SessionName;
 use crate::workers::{LastTransfer, RetryOrder, WorkerPermit};
@@ -160,6 +161,17 @@ impl MoveTicket {
                 reason: reason.text.clone(),
             });
         }
+        self.round.recent().note(RecentTransfer {
+            session: Arc::clone(&self.name),
+            round: self.round.number(),
+            outcome: report.outcome,
+            from: Arc::clone(&self.from),
+            to: report.to.clone(),
+            reason: report.reason.as_ref().map(|reason| reason.text.clone()),
+            waited: report.waited,
+            held: report.blocked,
+            finished: SystemTime::now(),
+        });
         let reason = report.reason.as_ref();
         self.round.metrics().transfer_finished(&FinishedTransfer {
             outcome: report.outcome,

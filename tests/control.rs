@@ -111,11 +111,18 @@ fn the_status_has_the_keys_that_were_promised() {
         "round": 1, "trigger": "SIGUSR1", "sessions": 3, "success": 3,
         "recoverable": 0, "fatal": 0, "waiting": 0,
     });
-    assert_eq!(status["rounds"], json!([round]));
+    let rounds = status["rounds"].as_array().unwrap();
+    assert_eq!(rounds.len(), 1);
+    for (key, value) in round.as_object().unwrap() {
+        assert_eq!(&rounds[0][key], value, "{key}");
+    }
     // The same by HTTP.
     let (http, body) = http_get(&controlled.proxy, "/status");
     assert_eq!(http, 200);
-    assert_eq!(serde_json::from_str::<Value>(&body).unwrap(), status);
+    let page: Value = serde_json::from_str(&body).unwrap();
+    for key in ["backends", "sessions", "rounds", "version"] {
+        assert_eq!(page[key], status[key], "{key}");
+    }
     let (code, text) = controlled.ask(&["status"]);
     assert_eq!(code, 0);
     assert!(text.contains("3 of 5000 sessions"), "{text}");

@@ -30,6 +30,7 @@
 //! | command line, configuration errors | options, `src/config/tests.rs` |
 //! | a command's answer or exit code, the status | control |
 //! | a counter or a gauge is off, the admin's HTTP | metrics, `src/admin/tests.rs` |
+//! | the page for people is wrong, or runs what it should not | page |
 //! | peers' bytes bring the proxy down | fuzz |
 //! | the machine has no threads left | exhaustion |
 //! | the map in `src/lib.rs` and the code differ | structure |
@@ -63,6 +64,7 @@ mod logging;
 mod metrics;
 mod moving;
 mod options;
+mod page;
 mod postgresql;
 mod reference;
 mod reload;

@@ -23,6 +23,9 @@ fn files() -> BTreeMap<String, String> {
                 folders.push(path);
                 continue;
             }
+            if path.extension().is_none_or(|end| end != "rs") {
+                continue;
+            }
             let name = path.strip_prefix(source()).unwrap().to_str().unwrap();
             let is_test = ["tests", "model"].iter().any(|test| {
                 name.contains(&format!("/{test}.rs")) || name.contains(&format!("/{test}/"))

@@ -3,6 +3,7 @@
 //! Owned by `admin`, which knows the pages. Every call works against one absolute
 //! deadline. Non-goals: keep-alive, request bodies (nothing here takes one).
 
+use std::borrow::Cow;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
@@ -35,20 +36,35 @@ pub(super) enum RequestError {
 pub(super) struct Response {
     status: u16,
     content_type: &'static str,
-    body: String,
+    /// Of a page: what its browser may run and load.
+    policy: Option<&'static str>,
+    body: Cow<'static, str>,
 }
 
 impl Response {
-    pub(super) fn new(status: u16, content_type: &'static str, body: String) -> Self {
+    pub(super) fn new(
+        status: u16,
+        content_type: &'static str,
+        body: impl Into<Cow<'static, str>>,
+    ) -> Self {
         Self {
             status,
             content_type,
-            body,
+            policy: None,
+            body: body.into(),
         }
     }
 
-    pub(super) fn text(status: u16, body: impl Into<String>) -> Self {
-        Self::new(status, "text/plain; charset=utf-8", body.into())
+    /// HTML under a Content-Security-Policy.
+    pub(super) fn page(html: &'static str, policy: &'static str) -> Self {
+        Self {
+            policy: Some(policy),
+            ..Self::new(200, "text/html; charset=utf-8", html)
+        }
+    }
+
+    pub(super) fn text(status: u16, body: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(status, "text/plain; charset=utf-8", body)
     }
 }
 
@@ -102,8 +118,15 @@ pub(super) fn write_response(
         405 => "Allow: GET, HEAD\r\n",
         _ => "",
     };
+    let policy = match response.policy {
+        Some(policy) => {
+            format!("Content-Security-Policy: {policy}\r\nReferrer-Policy: no-referrer\r\n")
+        }
+        None => String::new(),
+    };
+    // What is said is so now, and no browser is to guess what kind of text it is.
     let mut message = format!(
-        "HTTP/1.1 {} {}\r\nContent-Type: {}\r\nContent-Length: {}\r\n{allow}Connection: close\r\n\r\n",
+        "HTTP/1.1 {} {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nCache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n{policy}{allow}Connection: close\r\n\r\n",
         response.status,
         reason(response.status),
         response.content_type,

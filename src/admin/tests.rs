@@ -48,7 +48,7 @@ fn get(admin: &Admin, path: &str) -> String {
 #[test]
 fn each_request_has_its_answer() {
     let admin = start(Arc::new(|| Err("no backend can be reached".to_owned())));
-    let not_found = "not found; there are /healthz, /readyz, /status, /metrics\n";
+    let not_found = "not found; there are /, /healthz, /readyz, /status, /metrics\n";
     let many_headers = "A: b\r\n".repeat(65);
     let table = [
         (
@@ -66,7 +66,7 @@ fn each_request_has_its_answer() {
             "503 Service Unavailable",
             "no backend can be reached\n",
         ),
-        ("GET / HTTP/1.1\r\n\r\n", "404 Not Found", not_found),
+        ("GET /x HTTP/1.1\r\n\r\n", "404 Not Found", not_found),
         ("GET /healthz/ HTTP/1.1\r\n\r\n", "404 Not Found", not_found),
         (
             "POST /metrics HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc",
@@ -122,6 +122,25 @@ fn metrics_are_served_in_prometheus_text_format() {
         answer.contains("\nproxy_sql_accepted_conns 1\n"),
         "{answer}"
     );
+}
+
+#[test]
+fn the_page_comes_with_its_policy() {
+    let answer = get(&start(ready()), "/");
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+    assert!(body == page::PAGE);
+    for line in [
+        "Content-Type: text/html; charset=utf-8",
+        &format!("Content-Security-Policy: {}", page::policy_of_page()),
+        "Referrer-Policy: no-referrer",
+        "X-Content-Type-Options: nosniff",
+        "Cache-Control: no-store",
+    ] {
+        assert!(head.lines().any(|found| found == line), "{line}: {head}");
+    }
+    // What is no page has no script either.
+    assert!(!get(&start(ready()), "/healthz").contains("Content-Security-Policy"));
 }
 
 /// Longer than one read takes, so that the parts must be put together.

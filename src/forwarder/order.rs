@@ -48,6 +48,8 @@ pub struct View {
     pub in_transaction: Option<Instant>,
     /// Since when it has been asked to move.
     pub ordered: Option<Instant>,
+    /// Since when it has been asked to move, where it is being moved or is held.
+    pub moving: Option<Instant>,
     /// What stands between it and its safe point.
     pub obstacle: Option<Obstacle>,
     /// What has gone through it.
@@ -155,7 +157,8 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
             Some(Order::Move { since, .. }) => Some(*since),
             Some(Order::End) | None => None,
         };
-        let activity = if state.gate == Gate::Suspended {
+        let is_suspended = state.gate == Gate::Suspended;
+        let activity = if is_suspended {
             Activity::Moving
         } else if ordered.is_some() {
             Activity::Waiting
@@ -170,6 +173,7 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
             activity,
             in_transaction: state.in_transaction,
             ordered,
+            moving: state.moving_since.filter(|_| is_suspended),
             // A write that has begun just now says nothing yet.
             obstacle: state.obstacle(u64::MAX),
             counts: state.counts,
@@ -183,14 +187,19 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
     }
 
     /// Suspends the session without an order, where it stands at a safe point and nothing
-    /// has been written since `traffic`.
+    /// has been written since `traffic`.  `moving_since`: where it is to be held, since when.
     #[must_use]
-    pub(crate) fn suspend_idle(self: &Arc<Self>, traffic: Traffic) -> Option<Suspension<S, T>> {
+    pub(crate) fn suspend_idle(
+        self: &Arc<Self>,
+        traffic: Traffic,
+        moving_since: Option<Instant>,
+    ) -> Option<Suspension<S, T>> {
         let mut state = self.state.lock();
         if !state.is_safe() || state.traffic() != traffic {
             return None;
         }
         state.gate = Gate::Suspended;
+        state.moving_since = moving_since;
         drop(state);
         self.interrupt.expire();
         self.changed.notify_all();

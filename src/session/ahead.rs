@@ -77,7 +77,7 @@ impl Session {
         let Some(permit) = self.workers.try_take_for_capture() else {
             return false;
         };
-        let Some(suspension) = self.forwarder.suspend_idle(traffic) else {
+        let Some(suspension) = self.forwarder.suspend_idle(traffic, None) else {
             return true;
         };
         self.ahead.lock().asked = Some(now);
@@ -138,7 +138,7 @@ impl Session {
         let Some(session) = self.this.upgrade() else {
             return false;
         };
-        let Some(suspension) = self.forwarder.suspend_idle(traffic) else {
+        let Some(suspension) = self.forwarder.suspend_idle(traffic, Some(Instant::now())) else {
             return false;
         };
         let held = captured.hold(suspension, to_client);

@@ -60,6 +60,12 @@ impl SessionView {
 }
 
 impl Session {
+    /// What it does: that part of [`Self::view`] which is cheap.
+    #[must_use]
+    pub(crate) fn forwarding(&self) -> View {
+        self.forwarder.view()
+    }
+
     /// As an operator sees it.
     #[must_use]
     pub(crate) fn view(&self) -> SessionView {

@@ -3,6 +3,7 @@
 //! Nothing here sleeps.  Whoever waits, waits for an event and gives up with a
 //! panic at a deadline.
 
+pub(crate) mod browser;
 pub(crate) mod gate;
 pub(crate) mod log;
 pub(crate) mod message;
