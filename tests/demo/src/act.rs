@@ -10,6 +10,7 @@ use demo::{Result, Stop, failed};
 use procfs::process::{FDTarget, Process};
 use rustix::process::Signal;
 
+use crate::backends::{Backends, start_postgresql};
 use crate::session::{Person, Session};
 use crate::settings::Settings;
 use crate::show::Show;
@@ -41,6 +42,7 @@ pub(crate) struct Act<'a> {
     show: Show,
     sessions: Vec<Session>,
     crew: Crew,
+    backends: Backends<'a>,
     settings: Settings,
     directory: &'a Path,
     proxy_pid: u32,
@@ -49,11 +51,17 @@ pub(crate) struct Act<'a> {
 }
 
 impl<'a> Act<'a> {
-    pub(crate) fn new(crew: Crew, settings: Settings, directory: &'a Path) -> Self {
+    pub(crate) fn new(
+        crew: Crew,
+        settings: Settings,
+        directory: &'a Path,
+        backends: Backends<'a>,
+    ) -> Self {
         Self {
             show: Show::new(),
             sessions: Vec::new(),
             crew,
+            backends,
             settings,
             directory,
             proxy_pid: 0,
@@ -64,8 +72,10 @@ impl<'a> Act<'a> {
     /// Plays all of it. Without `once`, ends only when it is interrupted, which
     /// is then no failure.
     pub(crate) fn play(mut self, config: &Path, once: bool) -> Result<()> {
-        self.show
-            .line("sqlproxy demo: live SQL sessions move to another pod and keep their state");
+        let noun = self.backends.noun();
+        self.show.line(&format!(
+            "sqlproxy demo: live SQL sessions move to another {noun} and keep their state"
+        ));
         self.start_everything(config)?;
         self.open_sessions()?;
         let sockets = own_sockets()?;
@@ -85,6 +95,34 @@ impl<'a> Act<'a> {
     }
 
     fn start_everything(&mut self, config: &Path) -> Result<()> {
+        match &self.backends {
+            Backends::Pods => self.start_pods()?,
+            Backends::PostgreSql(_) => self.start_postgresql()?,
+        }
+        let arguments = ["--config".to_owned(), config.display().to_string()];
+        self.proxy_pid = self.crew.start(PROXY, PROXY, &arguments)?;
+        wait_until_listening(&mut self.crew, PROXY, "listening")?;
+        self.show.say(&format!(
+            "{PROXY:<9} {}   pid {}",
+            self.settings.listen, self.proxy_pid
+        ));
+        let about = match &self.backends {
+            Backends::Pods => [
+                "The pods stand in for CockroachDB: real SQL over one shared database,",
+                "and CockroachDB's own statements for taking a session elsewhere.",
+            ],
+            Backends::PostgreSql(_) => [
+                "To its sessions they are two servers with one store. PostgreSQL has no statement",
+                "for taking a session elsewhere: the proxy reads its state and rebuilds it.",
+            ],
+        };
+        for line in about {
+            self.show.say(line);
+        }
+        Ok(())
+    }
+
+    fn start_pods(&mut self) -> Result<()> {
         self.show.chapter("Two pods, one database, one proxy");
         let database = self.directory.join("tenant.db");
         let show = &self.show;
@@ -103,15 +141,20 @@ impl<'a> Act<'a> {
             wait_until_listening(&mut self.crew, &pod.name, "sqlpod listening")?;
             show.say(&format!("{:<9} {}   pid {pid}", pod.name, pod.address));
         }
-        let arguments = ["--config".to_owned(), config.display().to_string()];
-        self.proxy_pid = self.crew.start(PROXY, PROXY, &arguments)?;
-        wait_until_listening(&mut self.crew, PROXY, "listening")?;
-        show.say(&format!(
-            "{PROXY:<9} {}   pid {}",
-            self.settings.listen, self.proxy_pid
-        ));
-        show.say("The pods stand in for CockroachDB: real SQL over one shared database,");
-        show.say("and CockroachDB's own statements for taking a session elsewhere.");
+        Ok(())
+    }
+
+    fn start_postgresql(&mut self) -> Result<()> {
+        self.show
+            .chapter("One PostgreSQL on two addresses, one proxy");
+        let Backends::PostgreSql(server) = &mut self.backends else {
+            return Ok(());
+        };
+        let pid = start_postgresql(server, &PEOPLE.map(|person| person.name))?;
+        for pod in &self.settings.pods {
+            self.show
+                .say(&format!("{:<9} {}   pid {pid}", pod.name, pod.address));
+        }
         Ok(())
     }
 
@@ -121,7 +164,7 @@ impl<'a> Act<'a> {
         self.show.say("The proxy logs:");
         for person in &PEOPLE {
             self.sessions
-                .push(Session::open(self.settings.listen, person)?);
+                .push(Session::open(self.settings.listen, person, &self.backends)?);
             let deadline = Instant::now() + PATIENCE;
             while !self
                 .proxy_line(deadline, "the line of an opened session")?
@@ -147,7 +190,9 @@ impl<'a> Act<'a> {
     }
 
     fn move_all_but_the_busy(&mut self) -> Result<()> {
-        self.show.chapter("The signal: everybody to another pod");
+        let noun = self.backends.noun();
+        self.show
+            .chapter(&format!("The signal: everybody to another {noun}"));
         self.show.say(&format!("kill -USR1 {}", self.proxy_pid));
         self.crew.signal(PROXY, Signal::USR1)?;
         self.show.say("The proxy logs:");
@@ -253,8 +298,10 @@ impl<'a> Act<'a> {
     }
 
     fn prove(&mut self, sockets: &BTreeSet<u64>) -> Result<()> {
-        self.show
-            .chapter("The proof: same connections, other pod, all state there");
+        let noun = self.backends.noun();
+        self.show.chapter(&format!(
+            "The proof: same connections, other {noun}, all state there"
+        ));
         self.check_sessions(true)?;
         let problem = (own_sockets()? != *sockets).then_some("they differ");
         self.show.check(
@@ -301,11 +348,14 @@ impl<'a> Act<'a> {
         self.show.chapter("Your turn: all stays up until Ctrl-C");
         let (listen, pid) = (self.settings.listen, self.proxy_pid);
         self.show.say(&format!(
-            "connect    psql 'host={} port={} user=you dbname=defaultdb'",
+            "connect    psql 'host={} port={} user={} dbname={}'",
             listen.ip(),
-            listen.port()
+            listen.port(),
+            self.backends.user(),
+            self.backends.database()
         ));
-        self.show.say("which pod  SELECT sqlpod_name();");
+        self.show
+            .say(&format!("where am I {};", self.backends.place()));
         self.show.say(&format!("move all   kill -USR1 {pid}"));
         if let Some(admin) = self.settings.admin_listen.filter(|_| self.has_admin) {
             self.show.say(&format!("metrics    http://{admin}/metrics"));

@@ -1,10 +1,10 @@
 //! Shows the proxy's main job to whoever watches, and proves it.
 //!
 //! Starts two pods over one temporary database and the proxy with the
-//! repository's own configuration, opens sessions with state, sends SIGUSR1 and
-//! checks session by session what is left of that state on the other pod. All of
-//! it with the real programs, as an operator would run them: the only thing this
-//! one knows of the proxy is its log.
+//! repository's own configuration, or a PostgreSQL on two addresses and the proxy,
+//! opens sessions with state, sends SIGUSR1 and checks session by session what is
+//! left of that state on the other one. All of it with the real programs, as an
+//! operator would run them: the only thing this one knows of the proxy is its log.
 //!
 //! `scripts/demo` builds the programs and runs this one. `--once` ends after the
 //! proof, with exit code 0 only if everything held.
@@ -12,9 +12,13 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use demo::postgresql::Server;
 use demo::{Result, Stop, children, failed};
 
+use crate::backends::Backends;
+
 mod act;
+mod backends;
 mod load;
 mod ports;
 mod restart;
@@ -33,11 +37,13 @@ fn main() -> ExitCode {
         }
         ["--config", config] => run(Path::new(config), false),
         ["--config", config, "--once"] => run(Path::new(config), true),
-        ["--restart", programs] => {
-            staged(|crew, directory| restart::play(crew, Path::new(programs), directory))
-        }
-        ["--roll"] => staged(roll::play),
-        _ => failed("usage: scripts/demo [--once | --restart], scripts/roll-demo"),
+        ["--postgresql", programs] => run_postgresql(Path::new(programs), false),
+        ["--postgresql", programs, "--once"] => run_postgresql(Path::new(programs), true),
+        ["--restart", programs] => staged(true, |crew, directory| {
+            restart::play(crew, Path::new(programs), directory)
+        }),
+        ["--roll"] => staged(true, roll::play),
+        _ => failed("usage: scripts/demo [--postgresql] [--once] | --restart, scripts/roll-demo"),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -50,27 +56,32 @@ fn main() -> ExitCode {
     }
 }
 
-/// A story with its own directory and processes.
-fn staged(play: impl FnOnce(children::Crew, &Path) -> Result<()>) -> Result<()> {
+/// A story with its own directory, which goes when its children have ended, and its
+/// processes.  `once`: it ends by itself, and soon.
+fn staged(once: bool, play: impl FnOnce(children::Crew, &Path) -> Result<()>) -> Result<()> {
     let directory = tempfile::Builder::new()
         .prefix("sqlproxy-demo-")
         .tempdir()?;
     let (events, inbox) = std::sync::mpsc::channel();
-    signals::watch(events.clone(), directory.path(), true)?;
+    signals::watch(events.clone(), directory.path(), once)?;
     play(children::Crew::new(events, inbox), directory.path())
 }
 
 fn run(config: &Path, once: bool) -> Result<()> {
     let settings = settings::Settings::read(config)?;
     ports::check_free(&settings, config)?;
+    staged(once, |crew, directory| {
+        act::Act::new(crew, settings, directory, Backends::Pods).play(config, once)
+    })
+}
 
-    // Removed when it goes out of scope, after the children that use it.
-    let directory = tempfile::Builder::new()
-        .prefix("sqlproxy-demo-")
-        .tempdir()?;
-    let (events, inbox) = std::sync::mpsc::channel();
-    signals::watch(events.clone(), directory.path(), once)?;
-
-    let crew = children::Crew::new(events, inbox);
-    act::Act::new(crew, settings, directory.path()).play(config, once)
+fn run_postgresql(programs: &Path, once: bool) -> Result<()> {
+    staged(once, |crew, directory| {
+        let server = Server::make(programs, directory)?;
+        let config = directory.join("proxy.conf");
+        backends::write_configuration(&server, &config)?;
+        let settings = settings::Settings::read(&config)?;
+        let backends = Backends::PostgreSql(server);
+        act::Act::new(crew, settings, directory, backends).play(&config, once)
+    })
 }

@@ -9,6 +9,8 @@ use postgres::{Client, Config, NoTls, SimpleQueryMessage, Statement};
 
 use demo::{Result, failed};
 
+use crate::backends::Backends;
+
 /// What a client calls itself and what it sets, different for each, so that a
 /// mix-up of two sessions shows.
 pub(crate) struct Person {
@@ -22,19 +24,26 @@ pub(crate) struct Session {
     client: Client,
     /// Prepared once, before any move.
     statement: Statement,
-    /// The pod the session was on when last looked.
+    /// The backend the session was on when last looked.
     pub(crate) pod: String,
+    /// Asks for that.
+    place: &'static str,
+    custom_setting: Option<&'static str>,
 }
 
 impl Session {
     /// Connects and makes the state: settings, a table, a prepared statement.
-    pub(crate) fn open(proxy: SocketAddr, person: &'static Person) -> Result<Self> {
+    pub(crate) fn open(
+        proxy: SocketAddr,
+        person: &'static Person,
+        backends: &Backends<'_>,
+    ) -> Result<Self> {
         let name = person.name;
         let mut client = Config::new()
             .host(&proxy.ip().to_string())
             .port(proxy.port())
             .user(name)
-            .dbname("defaultdb")
+            .dbname(backends.database())
             .connect_timeout(Duration::from_secs(10))
             .connect(NoTls)?;
         client.batch_execute(&format!(
@@ -44,6 +53,10 @@ impl Session {
              INSERT INTO {name}_notes VALUES (1, 'written by {name}')",
             person.time_zone
         ))?;
+        let custom_setting = backends.custom_setting();
+        if let Some(setting) = custom_setting {
+            client.batch_execute(&format!("SET {setting} = '{name}'"))?;
+        }
         let statement = client.prepare_typed(
             &format!("SELECT note FROM {name}_notes WHERE id = $1"),
             &[Type::INT4],
@@ -53,14 +66,16 @@ impl Session {
             client,
             statement,
             pod: String::new(),
+            place: backends.place(),
+            custom_setting,
         };
         session.pod = session.current_pod()?;
         Ok(session)
     }
 
-    /// Asks the session which pod serves it now.
+    /// Asks the session which backend serves it now.
     pub(crate) fn current_pod(&mut self) -> Result<String> {
-        self.one_value("SELECT sqlpod_name()")
+        self.one_value(self.place)
     }
 
     /// Opens a transaction with a row in it and leaves it open.
@@ -92,6 +107,9 @@ impl Session {
             "its application_name",
         )?;
         self.expect("SHOW TimeZone", self.person.time_zone, "its TimeZone")?;
+        if let Some(setting) = self.custom_setting {
+            self.expect(&format!("SHOW {setting}"), name, "its own setting")?;
+        }
 
         let expected = format!("written by {name}");
         let rows = self.client.query(&self.statement, &[&1_i32])?;
