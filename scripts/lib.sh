@@ -59,7 +59,7 @@ postgres_bin() {
 }
 
 # Prints the Debian package of everything in "$@" that is not there.
-# Known things: cc chromium dpkg-dev haproxy libssl man openssl pgbouncer pkg-config postgresql python3
+# Known things: bzip2 cc chromium dpkg-dev haproxy libssl man openssl pgbouncer pkg-config postgresql python3
 # systemd venv.
 missing_packages() {
     local thing
@@ -87,6 +87,7 @@ missing_packages() {
             # Daemons, which are not in everybody's path.
             PATH=$PATH:/usr/sbin:/usr/local/sbin command -v "$thing" >/dev/null || echo "$thing"
             ;;
+        bzip2) command -v bzip2 >/dev/null || echo bzip2 ;;
         dpkg-dev) command -v dpkg-shlibdeps >/dev/null || echo dpkg-dev ;;
         man) command -v man >/dev/null || echo man-db ;;
         systemd) [ -x /lib/systemd/systemd ] || echo systemd ;;
