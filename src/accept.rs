@@ -21,7 +21,6 @@ use crate::message::fatal_error;
 use crate::metrics::Event;
 use crate::proxy_state::ProxyState;
 use crate::startup::is_cancel_request;
-use crate::transfer::STACK_BYTES;
 use crate::wake;
 
 /// Connections that may wait for their accept: what a client pool opens at once.
@@ -237,10 +236,12 @@ impl Acceptor {
             return;
         };
         let state = Arc::clone(&self.state);
-        let spawned = thread::Builder::new()
-            .name(format!("request-{conn}"))
-            .stack_size(STACK_BYTES)
-            .spawn(move || connection::serve(&state, conn, stream, client, place));
+        let spawned = self
+            .state
+            .threads
+            .start(format!("request-{conn}"), move || {
+                connection::serve(&state, conn, stream, client, place);
+            });
         if let Err(error) = spawned {
             self.state.metrics.count(Event::Refused);
             self.state.metrics.client_refused("no_thread");

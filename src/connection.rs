@@ -19,7 +19,7 @@ use crate::session::send_final;
 use crate::session_name::SessionName;
 use crate::socket::{ReadDeadline, Socket};
 use crate::stream::Stream;
-use login::open;
+use login::{Opened, open};
 
 /// For the first packet of a connection that is only served if it cancels.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(1);
@@ -32,6 +32,21 @@ pub(crate) fn serve(
     client_address: SocketAddr,
     place: Place,
 ) {
+    if let Some(opened) = begin(state, conn, stream, client_address, place) {
+        opened.run(state);
+    }
+}
+
+/// All that comes before a session, which may be all there is.  Not part of its caller's
+/// frame, which stays on the stack for the session's life.
+#[inline(never)]
+fn begin(
+    state: &Arc<ProxyState>,
+    conn: u64,
+    stream: TcpStream,
+    client_address: SocketAddr,
+    place: Place,
+) -> Option<Box<Opened>> {
     let config = Arc::clone(&state.config.read());
     let patience = match &place {
         Place::Any(_) => config.handshake_timeout,
@@ -49,7 +64,7 @@ pub(crate) fn serve(
         // descriptor left, which the start has ruled out.
         Err(error) => {
             log::debug!(conn, client:% = client_address, reason:% = error; "connection closed");
-            return;
+            return None;
         }
     };
     place.handshake().set_closer(socket.read_closer());
@@ -59,7 +74,7 @@ pub(crate) fn serve(
         true => match proxy_header::read(&socket, deadline) {
             Ok(Origin::Client(address)) if !limits.admits(address.ip()) => {
                 state.refuse_network(conn, address);
-                return;
+                return None;
             }
             Ok(Origin::Client(address)) => {
                 place.handshake().set_address(address.ip());
@@ -68,13 +83,13 @@ pub(crate) fn serve(
             Ok(Origin::Proxy) => client_address,
             Ok(Origin::Gone) => {
                 log::debug!(conn, client:% = client_address; "connection closed before a PROXY header");
-                return;
+                return None;
             }
             Err(error) => {
                 let stream = Stream::Plain(socket);
                 let error = told(error, place.handshake());
                 refuse(state, &unnamed(conn, client_address), Some(&stream), &error);
-                return;
+                return None;
             }
         },
     };
@@ -126,18 +141,14 @@ pub(crate) fn serve(
                 Place::CancelOnly(_) => {
                     let error = Refusal::TooManyLogins.into();
                     refuse(state, &name, Some(&client), &error);
-                    return;
+                    return None;
                 }
             };
             handshake.set_waiting(false);
             let read_deadlines = (read_deadline, deadline);
             let from = (&handshake, client_address.ip());
             match open(state, &config, &name, admitted, from, read_deadlines) {
-                Ok(Some(opened)) => {
-                    drop(handshake);
-                    opened.run(state);
-                }
-                Ok(None) => {}
+                Ok(opened) => return opened,
                 Err(error) => refuse(state, &name, Some(&client), &told(error, &handshake)),
             }
         }
@@ -151,6 +162,7 @@ pub(crate) fn serve(
             );
         }
     }
+    None
 }
 
 /// A connection that has not said who it is.

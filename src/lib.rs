@@ -28,6 +28,7 @@
 //! | signals, ctrl-c | 1 each | the kernel |
 //! | accept | one a listener | accept |
 //! | request, response | one each a session (request-N, response-N); request also serves a connection before its login | recv, send, the gate |
+//! | spare | those of them whose session has ended, at most 64 | the next connection, a second at most |
 //! | transfer | one a transfer (transfer-N), at most `workers` | reads until the transfer's deadline |
 //! | sweep | 1, where `[migration] capture` is "idle" or `idle_timeout` is set | its interval |
 //! | drain | 1, while backends are to be emptied | its interval |
@@ -53,6 +54,9 @@
 //! | `Workers::queue` | transfers under way and who waits for a place | – |
 //! | `ReadDeadline::parties` | one session's sockets, and its processors' threads until they end | – |
 //! | `Round::counts`, `Round::not_moved` | a round's outcomes | – |
+//! | `Threads::waiting` | threads that wait for work | – |
+//! | `Slot::next` | the work that one of them is given | – |
+//! | `Awaited::ended` | how a piece of work ended | – |
 //! | `ProxyState::draining` | the way to the thread that empties backends | – |
 //! | `Holds::book` | how many sessions of which backend are held | `Balancer::backends`, `News::holding` |
 //! | `Rounds::history` | the last rounds | – |
@@ -159,6 +163,7 @@ mod message;
 // Streams
 mod stream;
 mod socket;
+mod threads;
 mod wake;
 mod error;
 

@@ -19,6 +19,7 @@ use crate::rounds::Rounds;
 use crate::session::Session;
 use crate::shares::Shares;
 use crate::stage::Stages;
+use crate::threads::Threads;
 use crate::tls::TlsContexts;
 use crate::users::Users;
 
@@ -59,6 +60,8 @@ pub(crate) struct ProxyState {
     pub users: Users,
     /// How many sessions each user and each database has.
     pub shares: Arc<Shares>,
+    /// For connections, and their sessions' responses.
+    pub threads: Arc<Threads>,
     /// Tells the thread that empties backends, where there is one.
     pub draining: Mutex<Option<Sender<DrainNews>>>,
 }

@@ -39,7 +39,9 @@ use crate::signals::Signal;
 use crate::stage::{Stage, Stages};
 use crate::status;
 use crate::sweep;
+use crate::threads::Threads;
 use crate::tls::{BadFile, TlsContexts};
+use crate::transfer::STACK_BYTES;
 use crate::users::Users;
 
 /// Given to rounds for their outcomes, then to connections without a session, when
@@ -127,6 +129,7 @@ impl Server {
             users,
             shares: Arc::default(),
             draining: Mutex::default(),
+            threads: Threads::new(STACK_BYTES),
             connector,
             custom_names,
             cancel_keys: CancelKeys::new(Peers::new(&config.peers)),

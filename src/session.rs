@@ -11,7 +11,6 @@ mod view;
 
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock, Weak};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
@@ -34,8 +33,10 @@ use crate::server_conn::ServerConn;
 use crate::session_name::SessionName;
 use crate::socket::{ReadDeadline, Received, Wait};
 use crate::stream::Stream;
+use crate::threads::{Outcome, Threads};
 use crate::ticket::MoveTicket;
-use crate::transfer::{STACK_BYTES, TransferContext};
+use crate::transfer::TransferContext;
+use crate::wake;
 use crate::workers::{LastTransfer, Workers};
 use ahead::Ahead;
 pub(crate) use view::SessionView;
@@ -186,32 +187,39 @@ impl Session {
         }
     }
 
-    /// Runs both processors on what has been read behind the login; returns when
-    /// both have ended.
-    pub(crate) fn forward(self: &Arc<Self>, from_client: Vec<u8>, from_server: Vec<u8>) {
+    /// Begins with the responses, on what has been read behind the login; where their
+    /// stream is left, when they have ended.  `None`: there is no thread for them, and
+    /// the client has been told.
+    pub(crate) fn start_responses(
+        self: &Arc<Self>,
+        threads: &Arc<Threads>,
+        from_server: Vec<u8>,
+    ) -> Option<Outcome<StreamPosition>> {
         let session = Arc::clone(self);
-        let responses = thread::Builder::new()
-            .name(format!("response-{}", self.name.conn))
-            .stack_size(STACK_BYTES)
-            .spawn(move || {
-                let (end, left) = processor::run_responses(&session.context(), from_server);
-                session.response_ended(end);
-                left
-            });
-        // What the log calls open has its threads and is in the next round.
+        let (responses, told) = Outcome::new();
+        let started = threads.start(format!("response-{}", self.name.conn), move || {
+            let (end, left) = processor::run_responses(&session.context(), from_server);
+            session.response_ended(end);
+            drop(session);
+            told.tell(left);
+        });
         self.log_opened();
-        let responses = match responses {
-            Ok(responses) => responses,
-            Err(error) => {
-                let error = Refusal::NoThread(error.to_string()).into();
-                self.set_reason(DisconnectReason::ProcessorExit(ProcessorExit::Failed(
-                    error,
-                )));
-                self.forwarder.exited(Direction::Response);
-                self.tell_reason();
-                return;
-            }
+        let Err(error) = started else {
+            return Some(responses);
         };
+        let error = Refusal::NoThread(error.to_string()).into();
+        self.set_reason(DisconnectReason::ProcessorExit(ProcessorExit::Failed(
+            error,
+        )));
+        self.forwarder.exited(Direction::Response);
+        self.tell_reason();
+        None
+    }
+
+    /// Runs the requests, and returns when both processors have ended.
+    pub(crate) fn run_requests(&self, from_client: Vec<u8>, responses: Outcome<StreamPosition>) {
+        // What the login has touched of it, and the log.
+        wake::give_back_stack();
         let watcher = self
             .transfer
             .dialect
@@ -242,7 +250,7 @@ impl Session {
             self.client.abort();
         }
         // A processor that panicked has ended as well, its stream at any place.
-        match responses.join().unwrap_or(StreamPosition::InsideMessage) {
+        match responses.wait().unwrap_or(StreamPosition::InsideMessage) {
             StreamPosition::BetweenMessages => self.tell_reason(),
             StreamPosition::AfterFatal => send_last(&self.client, &[], QUIET_PATIENCE),
             StreamPosition::InsideMessage => {}

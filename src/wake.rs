@@ -109,6 +109,32 @@ pub(crate) fn schedule_as_batch() {
     };
 }
 
+/// Gives back what the calling thread has touched of its stack and uses no more: it
+/// becomes zeroes again, and no memory.
+///
+/// The caller's thread has a stack of 256 KiB or more, and uses less than half of it.
+pub(crate) fn give_back_stack() {
+    /// As deep as logins go, TLS included; less than what is there.
+    const GIVEN_BYTES: usize = 64 * 1024;
+    /// For this frame and the call below it, which is of one function.
+    const CALL_BYTES: usize = 1024;
+    let page = rustix::param::page_size();
+    let here = 0_u8;
+    let end = (&raw const here as usize - CALL_BYTES) / page * page;
+    // SAFETY: the range is the stack's, below all frames that are there: what it held
+    // belonged to calls that have returned.  A signal's frame comes before the call
+    // or behind it, never meanwhile.
+    let given = unsafe {
+        libc::syscall(
+            libc::SYS_madvise,
+            end - GIVEN_BYTES,
+            GIVEN_BYTES,
+            libc::MADV_DONTNEED,
+        )
+    };
+    debug_assert_eq!(given, 0, "the stack is smaller");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

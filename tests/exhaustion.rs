@@ -14,11 +14,11 @@ use std::sync::mpsc::{Receiver, channel};
 use rustix::process::{Pid, Resource, Signal, geteuid, getrlimit, kill_process};
 use tempfile::TempDir;
 
-use crate::support::PATIENCE;
 use crate::support::message;
 use crate::support::proxy::Setup;
 use crate::support::server::Server;
 use crate::support::wire::Wire;
+use crate::support::{PATIENCE, poll_kernel};
 
 /// A user that has no other processes.
 const USER: u32 = 61_234;
@@ -93,6 +93,26 @@ impl Limited {
             "1".to_owned()
         };
         self.limit(&format!("--nproc={most}:"));
+    }
+
+    /// The names of its threads.
+    fn threads(&self) -> Vec<String> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        tasks
+            .filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).ok())
+            .collect()
+    }
+
+    /// Waits until so many connections have a thread, and none waits for work.
+    fn wait_request_threads(&self, wanted: usize) {
+        let has = |prefix: &str| {
+            let threads = self.threads();
+            threads.iter().filter(|it| it.starts_with(prefix)).count()
+        };
+        poll_kernel(
+            || has("request-") == wanted && has("spare") == 0,
+            || format!("its threads are {:?}", self.threads()),
+        );
     }
 
     /// No descriptor beyond those that are there, or as many as before.
@@ -192,6 +212,7 @@ fn without_descriptors_sessions_stay_and_newcomers_wait() {
 #[test]
 fn without_threads_nothing_is_lost_and_nothing_begins() {
     let (mut proxy, address, mut clients, _servers) = three_sessions();
+    proxy.wait_request_threads(3);
     proxy.allow_threads(false);
     // A client that cannot be served is let go, a round does not begin, and each
     // says so in one line; twice, so that nothing is left behind by the first.
@@ -225,4 +246,19 @@ fn without_threads_nothing_is_lost_and_nothing_begins() {
         client.expect_error("FATAL", "57P01");
     }
     assert_eq!(proxy.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_login_that_finds_no_second_thread_is_told() {
+    let (proxy, address, mut clients, _servers) = three_sessions();
+    let mut late = Wire::connect(address);
+    proxy.wait_request_threads(4);
+    proxy.allow_threads(false);
+    late.start(&[("user", "late")]);
+    late.expect_error("FATAL", "53300");
+    late.expect_gone();
+    proxy.wait("session closed");
+    for client in &mut clients {
+        assert_eq!(client.value("SELECT 1"), "SELECT 1");
+    }
 }

@@ -126,6 +126,11 @@ fn the_thread_table_names_every_thread() {
     // Not started here: main, and the one that ctrlc keeps.
     let mut started = BTreeSet::from(["main".to_owned(), "ctrl-c".to_owned()]);
     for text in files.values() {
+        // By those of `crate::threads`, which are called by their work.
+        for work in code(text).split(".start(format!(\"").skip(1) {
+            let name = work.split('{').next().unwrap();
+            started.insert(name.trim_end_matches('-').to_owned());
+        }
         for builder in code(text).split("thread::Builder::new()").skip(1) {
             let Some((_, name)) = builder.split_once(".name(") else {
                 panic!("a thread without a name: {builder}");

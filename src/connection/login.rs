@@ -100,7 +100,7 @@ pub(super) fn open(
     admitted: Admitted,
     (handshake, address): (&Handshake, IpAddr),
     (read_deadline, deadline): (Arc<ReadDeadline>, Instant),
-) -> Result<Option<Opened>, Error> {
+) -> Result<Option<Box<Opened>>, Error> {
     let Admitted {
         mut client,
         mut startup,
@@ -239,13 +239,13 @@ pub(super) fn open(
         &state.missed_by_reload,
         &state.holds,
     );
-    Ok(Some(Opened {
+    Ok(Some(Box::new(Opened {
         session,
         key: client_key,
         from_client,
         from_server,
         permits,
-    }))
+    })))
 }
 
 impl Opened {
@@ -279,7 +279,9 @@ impl Opened {
             // Nobody takes it where the proxy is about to end.
             let _ = state.missed_by_reload.send(Arc::clone(&session));
         }
-        session.forward(from_client, from_server);
+        if let Some(responses) = session.start_responses(&state.threads, from_server) {
+            session.run_requests(from_client, responses);
+        }
         drop(registered);
         let Permits {
             share,

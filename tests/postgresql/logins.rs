@@ -236,6 +236,11 @@ fn the_proxys_certificate_lets_sessions_in() {
         .section("[login]\nmethod = \"cert\"")
         .start();
     let mut clients = ["anna", "bert"].map(|user| connect(&proxy, user));
+    for user in ["anna", "bert"] {
+        proxy.wait_log(0, |line| {
+            line.is("session opened") && line.get("user") == user
+        });
+    }
     for _ in 0..2 {
         proxy.migrate().assert_all_moved(2);
     }

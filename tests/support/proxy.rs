@@ -347,15 +347,14 @@ impl Proxy {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// Its threads and file descriptors at this moment.
+    /// Its threads, but for those that wait a moment for work, and its file descriptors
+    /// now.
     fn resources(&self) -> Resources {
-        let count = |kind: &str| {
-            let directory = format!("/proc/{}/{kind}", self.child.id());
-            std::fs::read_dir(directory).unwrap().count()
-        };
+        let descriptors = format!("/proc/{}/fd", self.child.id());
+        let threads = self.threads();
         Resources {
-            threads: count("task"),
-            descriptors: count("fd"),
+            threads: threads.iter().filter(|name| name.trim() != "spare").count(),
+            descriptors: std::fs::read_dir(descriptors).unwrap().count(),
         }
     }
 

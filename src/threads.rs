@@ -1,0 +1,256 @@
+//! Threads that do one piece of work after the other: to start one costs more than a
+//! login.
+//!
+//! Knows nothing of the work.  A thread that has done its own waits for the next, named
+//! `spare`, and ends when none comes.  The last to wait is the first to go on: its stack
+//! is still in the cache, and the others' time runs out.
+
+use std::ffi::CString;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+/// How long a thread waits for work.  Clients that connect anew for each query come
+/// sooner, and what it keeps meanwhile is its stack.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// So many wait at most, after a thousand clients have left at once.
+const MOST_WAITING: usize = 64;
+
+/// A piece of work.
+type Work = Box<dyn FnOnce() + Send>;
+
+/// What one thread is to do next, and its name meanwhile.
+#[derive(Default)]
+struct Slot {
+    next: Mutex<Option<(String, Work)>>,
+    given: Condvar,
+}
+
+/// All threads of the kind.
+pub(crate) struct Threads {
+    stack_bytes: usize,
+    /// Who waits; the last has come last.
+    waiting: Mutex<Vec<Arc<Slot>>>,
+}
+
+impl Threads {
+    /// None yet.
+    #[must_use]
+    pub(crate) fn new(stack_bytes: usize) -> Arc<Self> {
+        Arc::new(Self {
+            stack_bytes,
+            waiting: Mutex::default(),
+        })
+    }
+
+    /// Has `work` done by a thread that is called `name` meanwhile.
+    ///
+    /// # Errors
+    /// None waits, and none can be started.
+    pub(crate) fn start(
+        self: &Arc<Self>,
+        name: String,
+        work: impl FnOnce() + Send + 'static,
+    ) -> io::Result<()> {
+        let work = (name, Box::new(work) as Work);
+        let waiting = self.waiting.lock().pop();
+        if let Some(slot) = waiting {
+            *slot.next.lock() = Some(work);
+            slot.given.notify_one();
+            return Ok(());
+        }
+        let threads = Arc::clone(self);
+        thread::Builder::new()
+            .name("spare".to_owned())
+            .stack_size(self.stack_bytes)
+            .spawn(move || threads.work(work))
+            .map(drop)
+    }
+
+    /// A thread's life.
+    fn work(&self, first: (String, Work)) {
+        let slot = Arc::default();
+        let mut next = Some(first);
+        while let Some((name, work)) = next {
+            set_name(&name);
+            // The hook reports it under the thread's first name.
+            if catch_unwind(AssertUnwindSafe(work)).is_err() {
+                log::error!(thread = name; "thread panicked");
+            }
+            set_name("spare");
+            next = self.wait(&slot);
+        }
+    }
+
+    fn wait(&self, slot: &Arc<Slot>) -> Option<(String, Work)> {
+        {
+            let mut waiting = self.waiting.lock();
+            if waiting.len() == MOST_WAITING {
+                return None;
+            }
+            waiting.push(Arc::clone(slot));
+        }
+        let until = Instant::now() + PATIENCE;
+        let mut next = slot.next.lock();
+        while next.is_none() {
+            if slot.given.wait_until(&mut next, until).timed_out() {
+                break;
+            }
+        }
+        if next.is_none() {
+            drop(next);
+            let mut waiting = self.waiting.lock();
+            if let Some(place) = waiting.iter().position(|other| Arc::ptr_eq(other, slot)) {
+                waiting.remove(place);
+                return None;
+            }
+            drop(waiting);
+            // Somebody has taken it off the list, and gives it work now.
+            next = slot.next.lock();
+            slot.given.wait_while(&mut next, |next| next.is_none());
+        }
+        next.take()
+    }
+}
+
+/// Of the calling thread; what is longer than the kernel's 15 bytes is cut.
+fn set_name(name: &str) {
+    if let Ok(name) = CString::new(name) {
+        // Of nothing but another's thread it could fail.
+        let _ = rustix::thread::set_name(&name);
+    }
+}
+
+/// What a piece of work comes to, for whoever waits for it.
+pub(crate) struct Outcome<T>(Arc<Awaited<T>>);
+
+struct Awaited<T> {
+    ended: Mutex<Ended<T>>,
+    changed: Condvar,
+}
+
+enum Ended<T> {
+    NotYet,
+    /// `None`: it has panicked.
+    With(Option<T>),
+}
+
+/// Tells the [`Outcome`].
+pub(crate) struct Teller<T>(Arc<Awaited<T>>);
+
+impl<T> Outcome<T> {
+    /// Of work that is to begin.
+    pub(crate) fn new() -> (Self, Teller<T>) {
+        let awaited = Arc::new(Awaited {
+            ended: Mutex::new(Ended::NotYet),
+            changed: Condvar::new(),
+        });
+        (Self(Arc::clone(&awaited)), Teller(awaited))
+    }
+
+    /// Waits for the end; `None` where nobody has told of one.
+    pub(crate) fn wait(self) -> Option<T> {
+        let mut ended = self.0.ended.lock();
+        loop {
+            match std::mem::replace(&mut *ended, Ended::NotYet) {
+                Ended::NotYet => self.0.changed.wait(&mut ended),
+                Ended::With(outcome) => return outcome,
+            }
+        }
+    }
+}
+
+impl<T> Teller<T> {
+    /// Tells it; dropped, it tells that there is none.
+    pub(crate) fn tell(self, outcome: T) {
+        *self.0.ended.lock() = Ended::With(Some(outcome));
+    }
+}
+
+impl<T> Drop for Teller<T> {
+    fn drop(&mut self) {
+        let mut ended = self.0.ended.lock();
+        if matches!(*ended, Ended::NotYet) {
+            *ended = Ended::With(None);
+        }
+        drop(ended);
+        self.0.changed.notify_one();
+    }
+}
+
+#[cfg(test)]
+#[expect(
+    clippy::unwrap_used,
+    reason = "a failed expectation is the test's failure"
+)]
+mod tests {
+    use std::sync::Barrier;
+    use std::thread::ThreadId;
+
+    use super::*;
+
+    const STACK_BYTES: usize = 256 * 1024;
+
+    /// Has the thread's id told; how its work ended.
+    fn id(threads: &Arc<Threads>) -> Option<ThreadId> {
+        let (outcome, told) = Outcome::new();
+        let work = move || told.tell(thread::current().id());
+        assert!(threads.start("id".to_owned(), work).is_ok());
+        outcome.wait()
+    }
+
+    fn wait_until(condition: impl Fn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !condition() {
+            assert!(Instant::now() < deadline, "in vain");
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn one_that_is_done_does_the_next_and_ends_when_none_comes() {
+        let threads = Threads::new(STACK_BYTES);
+        let first = id(&threads).unwrap();
+        wait_until(|| threads.waiting.lock().len() == 1);
+        assert_eq!(id(&threads), Some(first));
+        // Each thread has one of its own.
+        wait_until(|| Arc::strong_count(&threads) == 1);
+        assert!(threads.waiting.lock().is_empty());
+        assert_ne!(id(&threads), Some(first));
+    }
+
+    #[test]
+    fn a_panic_ends_its_own_work_only() {
+        let threads = Threads::new(STACK_BYTES);
+        let (outcome, told) = Outcome::<()>::new();
+        let work = move || {
+            let _told = told;
+            std::panic::resume_unwind(Box::new("on purpose"));
+        };
+        assert!(threads.start("panics".to_owned(), work).is_ok());
+        assert_eq!(outcome.wait(), None);
+        wait_until(|| threads.waiting.lock().len() == 1);
+        assert!(id(&threads).is_some());
+    }
+
+    #[test]
+    fn no_more_wait_than_may() {
+        let threads = Threads::new(STACK_BYTES);
+        let all = 2 * MOST_WAITING;
+        let met = Arc::new(Barrier::new(all + 1));
+        for _ in 0..all {
+            let met = Arc::clone(&met);
+            let work = move || {
+                met.wait();
+            };
+            assert!(threads.start("meets".to_owned(), work).is_ok());
+        }
+        met.wait();
+        wait_until(|| Arc::strong_count(&threads) <= MOST_WAITING + 1);
+        assert!(threads.waiting.lock().len() <= MOST_WAITING);
+    }
+}
