@@ -7,6 +7,7 @@
 mod drains;
 mod news;
 mod reach;
+mod signs;
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,7 +20,9 @@ use parking_lot::Mutex;
 use crate::config::{Address, BackendConfig, BackendState};
 pub(crate) use drains::Draining;
 pub(crate) use news::{News, Waited};
-pub(crate) use reach::DialNews;
+pub(crate) use reach::{DialNews, Freshness};
+use signs::Signs;
+pub(crate) use signs::{Sign, SignNews};
 
 /// A backend that made its last client wait for nothing is tried last by the
 /// next ones for this long.
@@ -47,12 +50,14 @@ struct Backend {
     in_clear: bool,
     /// When it was last found reachable or not.
     dialled: Option<Instant>,
+    /// When the look at it began that is under way.
+    look: Option<Instant>,
     /// An operator holds its sessions: it gets no new ones.
     held: bool,
     /// Where it tells by HTTP that it is about to go.
     health_url: Option<String>,
-    /// It has told so.
-    leaving: bool,
+    /// What it has told.
+    signs: Signs,
     /// The log has said that it is empty, since it became one to leave.
     drained: bool,
     /// Dials that failed since the last that did not.
@@ -63,13 +68,13 @@ struct Backend {
 
 impl Backend {
     fn is_active(&self) -> bool {
-        self.state == Some(BackendState::Active) && !self.leaving
+        self.state == Some(BackendState::Active) && self.signs.leaving().is_none()
     }
 
     fn shown_state(&self) -> Option<BackendState> {
-        match self.leaving {
-            true => self.state.map(|_| BackendState::Draining),
-            false => self.state,
+        match self.signs.leaving() {
+            Some(_) => self.state.map(|_| BackendState::Draining),
+            None => self.state,
         }
     }
 
@@ -172,9 +177,10 @@ impl Balancer {
                         reachable: true,
                         in_clear: false,
                         dialled: None,
+                        look: None,
                         held: false,
                         health_url: config.health_url.clone(),
-                        leaving: false,
+                        signs: Signs::default(),
                         drained: false,
                         failures: 0,
                         down: false,

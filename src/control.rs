@@ -11,6 +11,7 @@
 mod commands;
 mod holding;
 pub(crate) mod protocol;
+mod ready;
 pub(crate) mod table;
 
 use std::fs;
@@ -27,7 +28,9 @@ use rustix::net::sockopt::socket_peercred;
 use rustix::process::geteuid;
 use serde_json::json;
 
+use crate::balancer::BackendId;
 use crate::connection_limit::{Limit, Permit};
+use crate::health::LookOver;
 use crate::proxy_state::ProxyState;
 use crate::round::{Aim, Round};
 use crate::session::Session;
@@ -55,6 +58,13 @@ pub(crate) enum Order {
         wait: Option<Duration>,
         /// Gets the round; `None`: it could not be started.
         reply: Sender<Option<Arc<Round>>>,
+    },
+    /// A look at a backend.
+    Look {
+        /// At this one.
+        backend: BackendId,
+        /// Is dropped when it is over, or where nobody looks.
+        over: LookOver,
     },
     /// As SIGHUP.
     Reload {

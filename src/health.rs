@@ -1,12 +1,13 @@
 //! Looks at each backend again and again, off the sessions' path.
 //!
-//! One thread a backend, so that one that does not answer delays no news of the
-//! others.  What a look finds is noted where every dial is, in the balancer; who
-//! asks whether a backend is up reads it there and never dials.
+//! Two threads a backend, one for its SQL port and one for its page (`health_url`), so
+//! that what does not answer delays no news of anything else.  What a look finds is noted
+//! where every dial is, in the balancer; who asks whether a backend is up reads it there
+//! and never dials.
 //!
-//! A backend that says that it is about to go, by a 503 at its `health_url` or by
-//! refusing logins with `admin_shutdown`, is one to leave until it says otherwise: the
-//! server is told, and moves its sessions while they live.
+//! A backend that says that it is about to go, by a 503 of its page or by refusing
+//! logins with `admin_shutdown`, is one to leave until it says otherwise (see
+//! `balancer::signs`): the server is told, and moves its sessions while they live.
 
 mod url;
 
@@ -18,25 +19,40 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use parking_lot::Mutex;
 
-use crate::balancer::{BackendId, ProbeTarget};
+use crate::balancer::{BackendId, Freshness, ProbeTarget, Sign, SignNews};
 use crate::config::Config;
 use crate::connector::{Connector, Probed};
 use url::{Pages, Told};
 
-/// How late a look may be: a machine under load, or a slow answer.
+/// How late a look may begin or end: a machine under load.
 const LATENESS: Duration = Duration::from_millis(1500);
 
-/// How old the news of a backend may be at this `health_interval`; `None` where no
-/// backend is looked at.
+/// How old the news of a backend may be; `None` where no backend is looked at.
 #[must_use]
-pub(crate) fn freshness(interval: Duration) -> Option<Duration> {
-    (!interval.is_zero()).then_some(interval + LATENESS)
+pub(crate) fn freshness(config: &Config) -> Option<Freshness> {
+    let interval = config.health_interval;
+    (!interval.is_zero()).then(|| Freshness {
+        news: interval + LATENESS,
+        look: config.connect_timeout + LATENESS,
+    })
 }
+
+/// Who is asked about a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Witness {
+    /// The backend itself, by a dial.
+    Port,
+    /// Its page.
+    Page,
+}
+
+/// Dropped when a look that began after the order is over.
+pub(crate) type LookOver = Sender<()>;
 
 /// What a prober is told.
 enum Order {
     /// Look now.
-    Look,
+    Look(Option<LookOver>),
     /// A reload has changed how.
     Settings(Settings),
 }
@@ -44,14 +60,15 @@ enum Order {
 /// How a backend is looked at.
 struct Settings {
     interval: Duration,
-    pages: Pages,
+    /// Of a prober that asks its page.
+    pages: Option<Pages>,
 }
 
 impl Settings {
-    fn new(config: &Config, connector: &Connector) -> Self {
+    fn new(witness: Witness, config: &Config, connector: &Connector) -> Self {
         Self {
             interval: config.health_interval,
-            pages: Pages::new(config, connector.resolver()),
+            pages: (witness == Witness::Page).then(|| Pages::new(config, connector.resolver())),
         }
     }
 }
@@ -62,7 +79,7 @@ pub(crate) struct Health {
     /// Hears of backends that are about to go.
     leaving: Sender<BackendId>,
     /// Each ends its prober when it is dropped.
-    probers: Mutex<HashMap<BackendId, Sender<Order>>>,
+    probers: Mutex<HashMap<(BackendId, Witness), Sender<Order>>>,
 }
 
 impl Health {
@@ -86,19 +103,20 @@ impl Health {
             return;
         }
         let configured = self.connector.balancer().configured();
-        probers.retain(|id, _| configured.iter().any(|target| target.id == *id));
+        probers.retain(|(id, _), _| configured.iter().any(|target| target.id == *id));
         for target in configured {
-            match probers.get(&target.id) {
-                Some(prober) => {
-                    // One that dials hears of it afterwards.
-                    let _ = prober.send(Order::Settings(Settings::new(config, &self.connector)));
-                }
-                None => {
-                    let (id, name) = (target.id, Arc::clone(&target.name));
-                    match self.start(&target, config) {
-                        Ok(prober) => drop(probers.insert(id, prober)),
+            for witness in [Witness::Port, Witness::Page] {
+                let settings = || Settings::new(witness, config, &self.connector);
+                let who = (target.id, witness);
+                if let Some(prober) = probers.get(&who) {
+                    // One that looks hears of it afterwards.
+                    let _ = prober.send(Order::Settings(settings()));
+                } else if witness == Witness::Port || target.health_url.is_some() {
+                    match self.start(&target, witness, settings()) {
+                        Ok(prober) => drop(probers.insert(who, prober)),
                         Err(error) => {
-                            log::error!(backend = &*name, reason:% = error; "backend is not looked at: no thread");
+                            let backend = &*target.name;
+                            log::error!(backend, reason:% = error; "backend is not looked at: no thread");
                         }
                     }
                 }
@@ -106,30 +124,40 @@ impl Health {
         }
     }
 
-    /// Looks at a backend at once: it has ended a session as one that is about to go.
-    pub(crate) fn suspect(&self, id: BackendId) {
+    /// Looks at a backend at once: it has ended a session as one that is about to go, or
+    /// somebody wants to know, who is told by `over`.
+    pub(crate) fn look(&self, id: BackendId, over: Option<&LookOver>) {
         let probers = self.probers.lock();
-        if let Some(prober) = probers.get(&id) {
-            let _ = prober.send(Order::Look);
+        for witness in [Witness::Port, Witness::Page] {
+            if let Some(prober) = probers.get(&(id, witness)) {
+                let _ = prober.send(Order::Look(over.cloned()));
+            }
         }
     }
 
-    fn start(&self, target: &ProbeTarget, config: &Config) -> std::io::Result<Sender<Order>> {
+    fn start(
+        &self,
+        target: &ProbeTarget,
+        witness: Witness,
+        settings: Settings,
+    ) -> std::io::Result<Sender<Order>> {
         let (sender, receiver) = crossbeam_channel::unbounded();
         let prober = Prober {
             connector: Arc::clone(&self.connector),
             id: target.id,
-            settings: Settings::new(config, &self.connector),
+            settings,
             leaving: self.leaving.clone(),
         };
-        thread::Builder::new()
-            .name(format!("health-{}", target.name))
-            .spawn(move || prober.run(&receiver))?;
+        let thread = match witness {
+            Witness::Port => thread::Builder::new().name(format!("health-{}", target.name)),
+            Witness::Page => thread::Builder::new().name(format!("page-{}", target.name)),
+        };
+        thread.spawn(move || prober.run(&receiver))?;
         Ok(sender)
     }
 }
 
-/// Looks at one backend.
+/// Asks one witness about one backend.
 struct Prober {
     connector: Arc<Connector>,
     id: BackendId,
@@ -139,48 +167,59 @@ struct Prober {
 
 impl Prober {
     fn run(mut self, orders: &Receiver<Order>) {
+        let mut over = None;
         loop {
             if let Some(target) = self.connector.balancer().target(self.id) {
-                self.look(&target);
+                let sign = self.look(&target);
+                self.note(&target, sign);
             }
+            drop(over.take());
             match orders.recv_timeout(self.settings.interval) {
                 Ok(Order::Settings(settings)) => self.settings = settings,
-                Ok(Order::Look) | Err(RecvTimeoutError::Timeout) => {}
+                Ok(Order::Look(asked)) => over = asked,
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
                     // Nobody would take back what it said last.
-                    self.connector.balancer().set_leaving(self.id, false);
+                    let sign = match self.settings.pages {
+                        Some(_) => Sign::NoPage,
+                        None => Sign::NotAsked,
+                    };
+                    let _ = self.connector.balancer().note_sign(self.id, sign);
                     return;
                 }
             }
         }
     }
 
-    fn look(&self, target: &ProbeTarget) {
-        let probed = self.connector.probe(target);
-        let told = target
-            .health_url
-            .as_deref()
-            .map(|url| self.settings.pages.ask(url));
-        let leaving = match (told, probed) {
-            (Some(Told::Leaving), _) => Some("its health_url answers 503"),
-            (_, Probed::Leaving) => Some("it takes no new sessions and is shutting down"),
-            (Some(Told::Staying) | None, Probed::Taking) => None,
-            // What it said last stands.
-            _ => return,
-        };
-        let is_news = self
-            .connector
-            .balancer()
-            .set_leaving(target.id, leaving.is_some());
+    fn look(&self, target: &ProbeTarget) -> Sign {
+        match (&self.settings.pages, target.health_url.as_deref()) {
+            (Some(pages), Some(url)) => match pages.ask(url) {
+                Told::Leaving => Sign::PageLeaves,
+                Told::Staying => Sign::PageStays,
+                Told::Unknown => Sign::PageSilent,
+            },
+            (Some(_), None) => Sign::NoPage,
+            (None, _) => {
+                let _look = self.connector.balancer().begin_look(target.id);
+                match self.connector.probe(target) {
+                    Probed::Leaving => Sign::RefusesLogins,
+                    Probed::Taking => Sign::TakesLogins,
+                    Probed::Unknown => Sign::Away,
+                }
+            }
+        }
+    }
+
+    fn note(&self, target: &ProbeTarget, sign: Sign) {
         let backend = &*target.name;
-        match leaving {
-            Some(reason) if is_news => {
+        match self.connector.balancer().note_sign(target.id, sign) {
+            Some(SignNews::Leaving(reason)) => {
                 log::warn!(backend, reason; "backend is about to go");
                 // Nobody takes it where the proxy is about to end.
                 let _ = self.leaving.send(target.id);
             }
-            None if is_news => log::info!(backend; "backend is there to stay"),
-            Some(_) | None => {}
+            Some(SignNews::Staying) => log::info!(backend; "backend is there to stay"),
+            None => {}
         }
     }
 }

@@ -36,7 +36,7 @@
 //! | probe | one a backend that held sessions wait for (probe-NAME) | a dial |
 //! | round | one a round (round-N) | the round's outcomes, at most a tenth of a second at a time |
 //! | resolve | up to 4, once a name is dialled | the C library's resolver |
-//! | health | one a backend (health-NAME), where `health_interval` is not 0 | a dial, the interval |
+//! | health, page | one a backend (health-NAME), and one where it has a `health_url` (page-NAME); none where `health_interval` is 0 | a dial, a request, the interval |
 //! | notify | 1, where systemd wants to hear | the service manager, the next message |
 //! | log | 1 | a log line, stderr |
 //! | control, control client | 1, and one a command | accept; a round's outcomes |

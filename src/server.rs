@@ -232,7 +232,7 @@ impl Server {
                     self.carry_out(order);
                 },
                 recv(suspects) -> id => if let Ok(id) = id {
-                    self.health.suspect(id);
+                    self.health.look(id, None);
                 },
                 recv(self.health_leaving) -> _ => self.empty("health", false),
                 recv(self.missed_by_reload) -> session => self.move_leaving(session.into_iter().collect()),
@@ -309,6 +309,7 @@ impl Server {
                 let round = self.state.rounds.start(trigger, aim, sessions, wait);
                 let _ = reply.send(round);
             }
+            Order::Look { backend, over } => self.health.look(backend, Some(&over)),
             Order::Reload { reply } => {
                 let _ = reply.send(self.reload());
             }
@@ -418,12 +419,8 @@ fn readiness(state: &Arc<ProxyState>) -> Readiness {
         if state.stages.has_reached(Stage::Leaving) {
             return Err("shutting down".to_owned());
         }
-        let interval = state.config.read().health_interval;
-        if state
-            .connector
-            .balancer()
-            .any_up(health::freshness(interval))
-        {
+        let fresh = health::freshness(&state.config.read());
+        if state.connector.balancer().any_up(fresh) {
             Ok(())
         } else {
             Err("no active backend can be reached".to_owned())

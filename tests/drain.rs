@@ -2,8 +2,8 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Instant;
 
@@ -11,9 +11,9 @@ use openssl::ssl::{SslAcceptor, SslMethod};
 
 use crate::support::message::{self, query};
 use crate::support::pods::Pods;
-use crate::support::poll_kernel;
 use crate::support::proxy::{CONTROL, Proxy, Setup};
 use crate::support::server::Server;
+use crate::support::{closed_port, poll_kernel};
 use crate::tls::certs::{Files, authority};
 
 /// A node's HTTP page, which answers with whatever status is set.
@@ -332,4 +332,102 @@ fn what_a_node_has_said_ends_with_the_looks() {
         || backend_of(&proxy, 0)["state"] == "active",
         || "it stays one to leave".to_owned(),
     );
+}
+
+/// How a backend of a test answers logins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Logins {
+    Taken,
+    Refused,
+    /// Closed without a word.
+    Dropped,
+}
+
+/// A server whose answer to logins can be set.
+fn server_with(logins: &Arc<Mutex<Logins>>) -> Server {
+    let logins = Arc::clone(logins);
+    Server::start(move |mut end| {
+        let now = *logins.lock().unwrap();
+        match now {
+            Logins::Taken => {
+                end.welcome();
+                end.echo();
+            }
+            Logins::Refused => {
+                let text = "server is shutting down";
+                let farewell = message::error_response("FATAL", "57P01", text);
+                end.wire.send(&farewell);
+            }
+            Logins::Dropped => {}
+        }
+    })
+}
+
+#[test]
+fn a_page_that_cannot_be_asked_keeps_no_backend_that_takes_logins_again() {
+    let logins = Arc::new(Mutex::new(Logins::Taken));
+    let server = server_with(&logins);
+    let proxy = Setup::new(&[server.address()])
+        .top("health_interval = \"20ms\"")
+        .first_backend(&format!("health_url = \"http://{}/\"", closed_port()))
+        .start();
+    *logins.lock().unwrap() = Logins::Refused;
+    proxy.wait_log(0, |line| line.is("backend is about to go"));
+    *logins.lock().unwrap() = Logins::Taken;
+    proxy.wait_log(0, |line| line.is("backend is there to stay"));
+    // The page counts where it can be asked.
+    let page = Page::start();
+    page.says(503);
+    let proxy = Setup::new(&[server.address()])
+        .top("health_interval = \"20ms\"")
+        .first_backend(&page.setting())
+        .start();
+    *logins.lock().unwrap() = Logins::Refused;
+    proxy.wait_log(0, |line| line.is("backend is about to go"));
+    *logins.lock().unwrap() = Logins::Taken;
+    page.wait_asked(5);
+    let lines = proxy.log().since(0);
+    assert!(!lines.iter().any(|line| line.is("backend is there to stay")));
+    page.says(200);
+    proxy.wait_log(0, |line| line.is("backend is there to stay"));
+}
+
+#[test]
+fn a_command_ends_a_drain_that_nothing_speaks_for_any_more() {
+    let logins = Arc::new(Mutex::new(Logins::Taken));
+    let (server, page) = (server_with(&logins), Page::start());
+    let proxy = Setup::new(&[server.address()])
+        .top(CONTROL)
+        .top("health_interval = \"20ms\"")
+        .first_backend(&page.setting())
+        .start();
+    let wait_leaving = |position| {
+        proxy.wait_log(position, |line| line.is("backend is about to go"));
+        assert_eq!(backend_of(&proxy, 0)["state"], "draining");
+    };
+    let is_taken = || {
+        assert_eq!(
+            proxy.ask(&["ready", "pod-0"]),
+            (0, "backend pod-0 is active\n".to_owned())
+        );
+        assert_eq!(backend_of(&proxy, 0)["state"], "active");
+    };
+    // Its last word was 57P01, and nothing since.
+    *logins.lock().unwrap() = Logins::Refused;
+    wait_leaving(0);
+    assert_eq!(proxy.ask(&["ready", "pod-0"]).0, 1);
+    *logins.lock().unwrap() = Logins::Dropped;
+    is_taken();
+    *logins.lock().unwrap() = Logins::Taken;
+    // Its last word was 503, and its page says neither that nor 200 now.
+    let position = proxy.log().position();
+    page.says(503);
+    wait_leaving(position);
+    assert_eq!(proxy.ask(&["ready", "pod-0"]).0, 1);
+    page.says(404);
+    is_taken();
+    // What it says anew counts anew.
+    let position = proxy.log().position();
+    page.says(503);
+    wait_leaving(position);
 }

@@ -1,11 +1,14 @@
 //! What the proxy makes of a backend that is up, down, or silent.
 
 use std::net::TcpListener;
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
 
 use crate::support::gate::Gate;
 use crate::support::message::{self, VERSION_3_0};
 use crate::support::metrics::{ADMIN, http_get};
 use crate::support::pods::Pods;
+use crate::support::poll_kernel;
 use crate::support::proxy::{Proxy, Setup};
 use crate::support::server::Server;
 use crate::support::wire::Wire;
@@ -59,6 +62,59 @@ fn a_backend_that_never_answers_is_not_ready_and_delays_no_news_of_others() {
         line.is("backend unreachable") && line.get("backend") == "pod-1"
     });
     assert_eq!(http_get(&proxy, "/readyz").0, 503);
+}
+
+/// Far longer than the news of a backend stay fresh at these intervals.
+const SLOW: &str = "health_interval = \"50ms\"\nconnect_timeout = \"4s\"";
+
+#[test]
+fn a_page_that_hangs_does_not_make_the_dials_stale() {
+    let page = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("health_url = \"http://{}/\"", page.local_addr().unwrap());
+    let server = Server::echoing();
+    let proxy = Setup::new(&[server.address()])
+        .top(ADMIN)
+        .top(SLOW)
+        .first_backend(&url)
+        .start();
+    let first = page.accept().unwrap();
+    poll_kernel(
+        || http_get(&proxy, "/readyz").0 == 200,
+        || "it is not ready".to_owned(),
+    );
+    page.set_nonblocking(true).unwrap();
+    // Asked again: the first question has taken all the time it may.
+    while page.accept().is_err() {
+        assert_eq!(http_get(&proxy, "/readyz"), (200, "ready\n".to_owned()));
+    }
+    drop(first);
+}
+
+#[test]
+fn a_slow_look_makes_nothing_stale_before_it_has_failed() {
+    let (looks, looked) = channel();
+    let gate = Gate::default();
+    let until = gate.clone();
+    let server = Server::start(move |mut end| {
+        if end.number > 0 {
+            looks.send(Instant::now()).unwrap();
+            until.wait();
+        }
+        end.welcome();
+        end.echo();
+    });
+    let proxy = Setup::new(&[server.address()]).top(ADMIN).top(SLOW).start();
+    let begun = looked.recv().unwrap();
+    while http_get(&proxy, "/readyz").0 == 200 {}
+    // Most of `connect_timeout`, which had begun before the server heard of it.
+    assert!(begun.elapsed() >= Duration::from_secs(3), "{begun:?}");
+    wait_news(&proxy, 0, "backend unreachable");
+    gate.open();
+    wait_news(&proxy, 0, "backend reachable again");
+    poll_kernel(
+        || http_get(&proxy, "/readyz").0 == 200,
+        || "it is not ready".to_owned(),
+    );
 }
 
 #[test]

@@ -51,17 +51,4 @@ impl Balancer {
         }
         emptied
     }
-
-    /// A backend has told that it is about to go, or that it is there to stay.  Tells
-    /// whether that is news.
-    pub(crate) fn set_leaving(&self, id: BackendId, leaving: bool) -> bool {
-        let mut backends = self.backends.lock();
-        let backend = backends.iter_mut().find(|b| b.id == id);
-        let news = backend.is_some_and(|b| std::mem::replace(&mut b.leaving, leaving) != leaving);
-        drop(backends);
-        if news {
-            self.news.tell();
-        }
-        news
-    }
 }

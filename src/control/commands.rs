@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::holding;
 use super::protocol::{Command, Done, bounded};
+use super::ready;
 use super::table::{printable, table};
 use super::{Order, Reloaded};
 use crate::config::BackendState;
@@ -48,7 +49,7 @@ pub(super) fn run(command: Command, running: &mut Running<'_>) -> Done {
             wait,
         } => migrate(running, backend.as_deref(), conn, bounded(wait)),
         Command::Drain { name, wait } => drain(running, &name, bounded(wait)),
-        Command::Ready { name } => ready(running.state, &name),
+        Command::Ready { name } => ready::ready(running, &name),
         Command::Hold { name, wait } => holding::hold(running, &name, bounded(wait)),
         Command::Release { name } => holding::release(running.state, &name),
         Command::Kill { conn } => kill(running.state, conn),
@@ -382,28 +383,6 @@ fn not_drained(name: &str, left: &[SessionStatus], placed: usize) -> Done {
         "left": serde_json::to_value(left).unwrap_or_default(),
     });
     done(1, text, json)
-}
-
-fn ready(state: &ProxyState, name: &str) -> Done {
-    if !state
-        .connector
-        .balancer()
-        .set_state(name, BackendState::Active)
-    {
-        return no_backend(name);
-    }
-    log::info!(backend = name, state = "active"; "backend state set by command");
-    let balancer = state.connector.balancer();
-    if balancer
-        .find(name)
-        .is_some_and(|backend| balancer.must_drain(backend.id))
-    {
-        return not_done(format!(
-            "backend {name} says itself that it is about to go, and is taken when it does not"
-        ));
-    }
-    let json = json!({ "backend": name, "state": "active" });
-    done(0, format!("backend {name} is active\n"), json)
 }
 
 fn kill(state: &ProxyState, conn: u64) -> Done {
