@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 
 use crate::balancer::{BackendId, Draining};
+use crate::forwarder::Stillness;
 use crate::logging::Milliseconds;
 use crate::proxy_state::{DrainNews, ProxyState};
 use crate::round::{Aim, Round};
@@ -39,6 +40,8 @@ struct Drain {
     next_round: Instant,
     retry: Duration,
     told: Instant,
+    /// For how long each session that is left has stood where it is, where that counts.
+    left: HashMap<u64, Stillness>,
 }
 
 /// Sees to it that what is to be emptied gets empty; to be called when a backend has
@@ -124,6 +127,7 @@ fn look(state: &ProxyState, drains: &mut HashMap<BackendId, Drain>, (trigger, la
             next_round: if later { now + FIRST_RETRY } else { now },
             retry: FIRST_RETRY,
             told: now,
+            left: HashMap::new(),
         });
         let mut left = state.sessions.snapshot();
         left.retain(|session| session.backend() == id);
@@ -143,11 +147,7 @@ fn log_drained(backend: &str, elapsed: Duration) {
 impl Drain {
     fn go_on(&mut self, state: &ProxyState, left: &[Arc<Session>], now: Instant) {
         let migration = state.config.read().migration.clone();
-        let lasts = now.saturating_duration_since(self.began);
-        if !migration.end_after.is_zero() && lasts >= migration.end_after {
-            for session in left {
-                session.end_of_drain();
-            }
+        if !migration.end_after.is_zero() && self.end_who_sits(left, migration.end_after, now) {
             return;
         }
         if now >= self.told + TELL_INTERVAL {
@@ -172,6 +172,25 @@ impl Drain {
         self.round = state.rounds.start(self.trigger, aim, asked, wait);
         self.next_round = now + self.retry;
         self.retry = (self.retry * 2).min(MAX_RETRY);
+    }
+
+    /// Notes where everybody stands, and ends those who sit there when `end_after` is
+    /// over.  Tells whether it is.
+    fn end_who_sits(&mut self, left: &[Arc<Session>], end_after: Duration, now: Instant) -> bool {
+        let is_over = now.saturating_duration_since(self.began) >= end_after;
+        let mut before = std::mem::take(&mut self.left);
+        for session in left {
+            let standing = session.standing();
+            let conn = session.name().conn;
+            let known = before.remove(&conn);
+            let mut stillness = known.unwrap_or(Stillness::new(standing, now));
+            let stands = stillness.look(standing, now);
+            self.left.insert(conn, stillness);
+            if is_over {
+                session.end_of_drain(standing, stands, end_after);
+            }
+        }
+        is_over
     }
 
     fn tell(&self, left: &[Arc<Session>]) {

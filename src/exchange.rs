@@ -15,6 +15,7 @@
 
 mod copy;
 mod queue;
+mod turn;
 mod unnamed;
 
 use std::fmt;
@@ -62,6 +63,8 @@ pub struct Exchange {
     done: u32,
     /// The server drops everything up to a Sync not forwarded yet.
     skipping: bool,
+    /// A Flush was forwarded behind the last extended-protocol message.
+    flushed: bool,
     copy_in: CopyIn,
     /// Requests forwarded into the open COPY that the server ignores, if it
     /// reads them before the COPY fails.
@@ -94,6 +97,7 @@ impl Exchange {
             queue: Queue::default(),
             done: 0,
             skipping: false,
+            flushed: false,
             copy_in: CopyIn::None,
             ignored_syncs: 0,
             copying: false,
@@ -120,7 +124,9 @@ impl Exchange {
                 if !self.skipping =>
             {
                 self.queue.open = self.queue.open.saturating_add(1);
+                self.flushed = false;
             }
+            FrontendTag::FLUSH => self.flushed = true,
             FrontendTag::SYNC | FrontendTag::QUERY | FrontendTag::FUNCTION_CALL
                 if self.copy_in == CopyIn::Open =>
             {
@@ -154,7 +160,7 @@ impl Exchange {
                     self.queue.push(BatchEnd::Copy);
                 }
             }
-            // Flush and Terminate owe nothing; an unknown type makes
+            // Terminate owes nothing; an unknown type makes
             // the server close the connection.
             _ => {}
         }

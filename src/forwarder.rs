@@ -21,6 +21,7 @@ mod admit;
 #[cfg(test)]
 mod model;
 mod order;
+mod standing;
 mod suspension;
 
 use std::sync::Arc;
@@ -29,9 +30,11 @@ use std::time::Instant;
 pub(crate) use admit::{RequestFrame, ResponseAdmission, ResponseFrame};
 pub use order::Ordered;
 pub(crate) use order::{Activity, Obstacle, Traffic, View};
+pub(crate) use standing::{Standing, Stillness};
 pub use suspension::{NotParked, Suspension};
 
 use crate::exchange::{Exchange, UnnamedTracker};
+use crate::message::FrontendTag;
 use crate::metrics::{Reason, ReasonLabel};
 use crate::sync::{Condvar, Mutex, MutexGuard};
 
@@ -158,6 +161,8 @@ struct State<S, T> {
     response: Phase,
     /// The request processor stands suspended with a request that it has read.
     request_pending: bool,
+    /// The type of the last message that was forwarded, or begun.
+    last_request: FrontendTag,
     /// Writes to the server that are done.
     requests_written: u64,
     /// Threads in [`Forwarder::wait_pending_request`].
@@ -237,6 +242,7 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
                 request: Phase::Starting,
                 response: Phase::Starting,
                 request_pending: false,
+                last_request: FrontendTag::SYNC,
                 requests_written: 0,
                 cancels_waiting: 0,
                 counts: Counts::default(),
@@ -278,16 +284,6 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
             Some(Order::Move { ticket, .. }) => Some(ticket),
             Some(Order::End) | None => None,
         }
-    }
-
-    /// Whether everything is answered: `Some(true)` in a transaction that waits for its
-    /// client, `Some(false)` between two.
-    #[must_use]
-    pub(crate) fn is_answered(&self) -> Option<bool> {
-        let state = self.state.lock();
-        let is_between = state.request == Phase::Between && state.response == Phase::Between;
-        let is_answered = state.gate == Gate::Open && is_between && state.exchange.is_answered();
-        is_answered.then_some(state.in_transaction.is_some())
     }
 
     /// Who closed the gate.

@@ -22,6 +22,7 @@
 //! | `/readyz` is wrong or late, a backend counts as up or down and is not | health |
 //! | a server's bytes cost memory or time that they should not | hostile_servers |
 //! | a share of the sessions, a network, an idle session | limits |
+//! | half a message, a batch without Sync or a COPY keeps a session for ever | unfinished |
 //! | a log line is forged, swollen or lost, or the log stops the proxy | logging |
 //! | a message costs more system calls | cost |
 //! | a message allocates | `tests/allocations.rs`, a program of its own |
@@ -76,3 +77,4 @@ mod split;
 mod storm;
 mod structure;
 mod tls;
+mod unfinished;

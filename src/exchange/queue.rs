@@ -73,6 +73,17 @@ impl Queue {
         self.batches.iter().any(|batch| batch.end != BatchEnd::Copy)
     }
 
+    /// How many batches that are not open await an answer.
+    pub(super) fn owing(&self) -> u64 {
+        let owing = self.batches.iter().filter(|b| b.end != BatchEnd::Copy);
+        owing.map(|batch| u64::from(batch.times)).sum()
+    }
+
+    /// True if what awaits an answer are Syncs, with nothing before them.
+    pub(super) fn has_only_lone_syncs(&self) -> bool {
+        self.open == 0 && self.batches.iter().all(Batch::is_lone)
+    }
+
     /// Closes the open batch.
     pub(super) fn push(&mut self, end: BatchEnd) {
         let extended = std::mem::take(&mut self.open);

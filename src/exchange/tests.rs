@@ -364,3 +364,77 @@ fn hostile_sequences_are_harmless() {
         }
     }
 }
+
+/// Scripts without expectations.
+fn feed(exchange: &mut Exchange, script: &str) -> FrontendTag {
+    let mut last = FrontendTag::SYNC;
+    for step in script.split_whitespace() {
+        let mut bytes = step.bytes();
+        let (side, tag) = (bytes.next(), bytes.next().unwrap_or(0));
+        if side == Some(b'>') {
+            last = FrontendTag(tag);
+            exchange.request(last);
+        } else {
+            let status = bytes.next().and_then(TransactionStatus::from_byte);
+            exchange.response(BackendTag(tag), status);
+        }
+    }
+    last
+}
+
+#[test]
+fn whose_turn_it_is() {
+    use SkipRule::{ToSync, Unknown};
+    // Rule, script, whether its last message is there in part only, the client's turn.
+    let table = [
+        (ToSync, "", false, true),
+        (ToSync, ">Q", false, false),
+        (ToSync, ">Q <T <D", false, false),
+        (ToSync, ">Q <C <ZT", false, true),
+        (ToSync, ">Q", true, true),
+        (ToSync, ">Q >Q", true, false),
+        (ToSync, ">Q >Q <C <ZI", true, true),
+        (ToSync, ">F", true, true),
+        (Unknown, ">F", true, true),
+        (Unknown, ">Q >F", true, false),
+        (ToSync, ">P", true, true),
+        (ToSync, ">Q >P", true, false),
+        (ToSync, ">P >B >E", false, true),
+        (ToSync, ">P >B >E >H", false, false),
+        (ToSync, ">P >B >E >H <1 <2", false, false),
+        (ToSync, ">P >B >E >H <1 <2 <C", false, true),
+        (ToSync, ">P >B >E >H >P", true, true),
+        (ToSync, ">P >H >Q", true, false),
+        (ToSync, ">P >H <1 >Q", true, true),
+        (ToSync, ">P >B >E >S", false, false),
+        (ToSync, ">P >B >E >S <1 <2 <C", false, false),
+        (ToSync, ">P >B >E >S >P", true, false),
+        (ToSync, ">P >H <E >B", false, true),
+        (ToSync, ">P >H <E >Q", true, true),
+        (Unknown, ">P >H <E >Q", false, true),
+        (ToSync, ">Q <G", false, true),
+        (ToSync, ">Q <G >d", true, true),
+        (ToSync, ">Q <G >c", false, false),
+        (ToSync, ">Q <G >f", false, false),
+        (ToSync, ">Q <G >f", true, true),
+        (ToSync, ">Q <G >c >f", true, false),
+        (ToSync, ">Q <G >c >P", true, false),
+        (ToSync, ">Q <G >c >Q", true, false),
+        (ToSync, ">Q <H <d", false, false),
+        (ToSync, ">P >B >E >S <1 <2 <G", false, true),
+        (ToSync, ">P >B >E >S <1 <2 <G >c >S", false, false),
+        // Whether the Sync into the COPY is answered is not known.
+        (ToSync, ">Q <G >S <E <ZI", false, true),
+        (ToSync, ">Q <G >S <E <ZI >Q", false, false),
+    ];
+    for (rule, script, in_part, clients) in table {
+        let mut exchange = Exchange::with_skip(rule);
+        let last = feed(&mut exchange, script);
+        let unfinished = in_part.then_some(last);
+        assert_eq!(
+            exchange.awaits_client(unfinished),
+            clients,
+            "{rule:?} {script} {in_part}"
+        );
+    }
+}

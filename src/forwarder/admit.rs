@@ -149,6 +149,7 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
                 return frame.start;
             }
             state.exchange.request(frame.tag);
+            state.last_request = frame.tag;
             match frame.unnamed {
                 UnnamedEffect::NamedParse => state.counts.statements += 1,
                 UnnamedEffect::NamedClose => {

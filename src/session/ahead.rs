@@ -8,7 +8,7 @@ use super::Session;
 use crate::config::Capture;
 use crate::disconnect::DisconnectReason;
 use crate::error::Refusal;
-use crate::forwarder::{Closing, Traffic};
+use crate::forwarder::{Closing, Standing, Stillness, Traffic};
 use crate::hold::HeldSession;
 use crate::transfer::{self, Captured, STACK_BYTES};
 use crate::workers::RetryOrder;
@@ -22,6 +22,8 @@ pub(super) struct Ahead {
     traffic: Traffic,
     /// Since when that has not changed.
     since: Option<Instant>,
+    /// For how long its client has left unfinished what it has begun.
+    stillness: Option<Stillness>,
     /// When it was asked since.
     asked: Option<Instant>,
     captured: Option<Captured>,
@@ -39,12 +41,29 @@ impl Session {
             (config.idle_timeout, capture, config.login.method)
         };
         let traffic = self.forwarder.traffic();
+        let standing = self.forwarder.standing();
         let mut ahead = self.ahead.lock();
+        let stillness = ahead.stillness.get_or_insert(Stillness::new(standing, now));
+        let stands = stillness.look(standing, now);
+        // What a server sends unasked is no word of a client's that has to go on.
+        let is_left = matches!(
+            standing,
+            Standing::Unfinished {
+                in_transaction: false,
+                ..
+            }
+        );
+        if is_left && !timeout.is_zero() && stands >= timeout {
+            drop(ahead);
+            self.end_idle();
+            return true;
+        }
         // Who is held has no time to itself: its next request may be there already.
         if ahead.traffic != traffic || ahead.since.is_none() || self.is_held() {
             *ahead = Ahead {
                 traffic,
                 since: Some(now),
+                stillness: ahead.stillness,
                 ..Ahead::default()
             };
             return true;
@@ -53,9 +72,9 @@ impl Session {
         if !timeout.is_zero() && now >= since + timeout {
             drop(ahead);
             // Neither in a transaction nor held, when it is somebody else's time.
-            if self.forwarder.is_answered() == Some(false) {
-                self.set_reason(DisconnectReason::Rule(Refusal::IdleSession));
-                self.close(Closing::Ended);
+            let in_transaction = false;
+            if standing == (Standing::Answered { in_transaction }) {
+                self.end_idle();
             }
             return true;
         }
@@ -111,6 +130,11 @@ impl Session {
             log::debug!(conn = self.name.conn, reason:% = error; "no thread to capture an idle session");
         }
         true
+    }
+
+    fn end_idle(&self) {
+        self.set_reason(DisconnectReason::Rule(Refusal::IdleSession));
+        self.close(Closing::Ended);
     }
 
     /// Whether the session could be rebuilt if its server went now.

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use super::Session;
 use crate::disconnect::DisconnectReason;
 use crate::error::Refusal;
-use crate::forwarder::{Activity, Closing, Obstacle, Ordered, Ready};
+use crate::forwarder::{Activity, Closing, Obstacle, Ordered, Ready, Standing};
 use crate::hold::HeldSession;
 use crate::logging::event;
 use crate::metrics::{Reason, ReasonLabel};
@@ -125,13 +125,25 @@ impl Session {
         }
     }
 
-    /// Ends the session at the end of its statement, since its backend was to be empty
-    /// long ago.  To be called again until it has ended.
-    pub(crate) fn end_of_drain(&self) {
-        // The reason first, or the sockets' ends would be taken for it.
-        let Some(in_transaction) = self.forwarder.is_answered() else {
-            return;
+    /// Whom it waits for.
+    #[must_use]
+    pub(crate) fn standing(&self) -> Standing {
+        self.forwarder.standing()
+    }
+
+    /// Ends the session where its statement has, or where its client has left what it
+    /// has begun for as long as `patience`, since its backend was to be empty long ago.
+    /// `stands`: for how long it has stood where it is.  To be called again until it has
+    /// ended.
+    pub(crate) fn end_of_drain(&self, standing: Standing, stands: Duration, patience: Duration) {
+        let in_transaction = match standing {
+            Standing::Answered { in_transaction } => in_transaction,
+            Standing::Unfinished { in_transaction, .. } if stands >= patience => in_transaction,
+            // It hears nothing of it: an answer is on its way, in part.
+            Standing::NotReading { .. } if stands >= patience => false,
+            Standing::Unfinished { .. } | Standing::NotReading { .. } | Standing::Busy => return,
         };
+        // The reason first, or the sockets' ends would be taken for it.
         self.set_reason(DisconnectReason::DrainOver { in_transaction });
         self.close(Closing::Ended);
     }
