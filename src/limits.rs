@@ -36,9 +36,9 @@ const THREADS_PER_CONNECTION: u64 = 2;
 const THREADS_PER_WORKER: u64 = 1;
 /// Main, acceptors, signals, admin, the round's own thread, resolvers.
 const THREADS_RESERVE: u64 = 24;
-/// Its prober, and that one's dial.
-const THREADS_PER_BACKEND: u64 = 1;
-const FILES_PER_BACKEND: u64 = 1;
+/// One a backend and one a health page, and its connection.
+const THREADS_PER_PROBER: u64 = 1;
+const FILES_PER_PROBER: u64 = 1;
 /// Measured on Linux: a std thread's stack, its guard page, its signal stack and
 /// that one's guard page.
 const MAPS_PER_THREAD: u64 = 4;
@@ -129,10 +129,11 @@ impl Need {
             None => 0,
         };
         let extra = as_u64(EXTRA_CONNECTIONS + CANCEL_CONNECTIONS + peers);
-        let backends = as_u64(config.backends.len());
+        let pages = config.backends.iter().filter(|b| b.health_url.is_some());
+        let probers = as_u64(config.backends.len() + pages.count());
         let fixed_threads = workers * THREADS_PER_WORKER
             + extra * THREADS_PER_EXTRA_CONNECTION
-            + backends * THREADS_PER_BACKEND
+            + probers * THREADS_PER_PROBER
             + THREADS_RESERVE;
         let threads = |resource, setting, available| Self {
             resource,
@@ -148,7 +149,7 @@ impl Need {
                 per_connection: FILES_PER_CONNECTION,
                 fixed: workers * FILES_PER_WORKER
                     + extra * FILES_PER_CONNECTION
-                    + backends * FILES_PER_BACKEND
+                    + probers * FILES_PER_PROBER
                     + FILES_RESERVE,
                 available: machine.open_files,
             },
