@@ -40,7 +40,7 @@
 //! | notify | 1, where systemd wants to hear | the service manager, the next message |
 //! | log | 1 | a log line, stderr |
 //! | control, control client | 1, and one a command | accept; a round's outcomes |
-//! | admin, admin client | 1, and one a request | poll |
+//! | admin | 1 | its clients' sockets, all at once |
 //!
 //! # Locks
 //! Taken in this order where more than one is held.  No I/O, no log line and no
@@ -82,7 +82,6 @@
 //! | `Metrics::transfers` | what a finished transfer changes together | – |
 //! | `LogWriter::queue` | lines on their way to stderr, and what repeats | – |
 //! | `Logger::settings` | how they are written: copied out, never held | – |
-//! | `AdminState::clients` | the admin's connections | – |
 //! | `Duplex::turn` | whose write it is, of one TLS connection | `Duplex::core` |
 //! | `Duplex::core` | its TLS library, never while anything waits | – |
 

@@ -20,8 +20,10 @@ const FILES_PER_CONNECTION: u64 = 2;
 const FILES_FOR_CANCELS: u64 = 64 + 16;
 /// A transfer's new server socket, and room for a resolver's sockets.
 const FILES_PER_WORKER: u64 = 3;
-/// Listeners, standard streams, admin clients, signal pipes.
-const FILES_RESERVE: u64 = 64 + FILES_FOR_CANCELS;
+/// Of the admin's, see there.
+const FILES_FOR_ADMIN: u64 = 64;
+/// Listeners, standard streams, signal pipes, commands.
+const FILES_RESERVE: u64 = 56 + FILES_FOR_ADMIN + FILES_FOR_CANCELS;
 /// Connections beyond `max_connections` that may be between their accept and the end
 /// of their login.
 pub(crate) const EXTRA_CONNECTIONS: usize = 64;
@@ -295,7 +297,7 @@ mod tests {
         let table = [
             (
                 machine(|m| m.open_files = Some(1024)),
-                "max_connections = 5000 needs 10401 open files, but there are only 1024: raise the hard limit (ulimit -Hn, systemd's LimitNOFILE=) or set max_connections to 311 or less",
+                "max_connections = 5000 needs 10457 open files, but there are only 1024: raise the hard limit (ulimit -Hn, systemd's LimitNOFILE=) or set max_connections to 283 or less",
             ),
             (
                 machine(|m| m.user_threads = Some(4096)),

@@ -1,17 +1,14 @@
-//! One HTTP/1.1 request in, one response out, then the connection is closed.
+//! One HTTP/1.1 request as bytes, one response as bytes.
 //!
-//! Owned by `admin`, which knows the pages. Every call works against one absolute
-//! deadline. Non-goals: keep-alive, request bodies (nothing here takes one).
+//! Knows no sockets; `clients` reads and writes.  Non-goals: keep-alive, request bodies
+//! (nothing here takes one).
 
 use std::borrow::Cow;
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
-use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
 /// What common servers take for a whole request header.
-const MAX_HEAD_BYTES: usize = 8 * 1024;
+pub(super) const MAX_HEAD_BYTES: usize = 8 * 1024;
 /// A browser sends some 20, a proxy in front a few more.
 const MAX_HEADERS: usize = 64;
 
@@ -28,8 +25,6 @@ pub(super) enum RequestError {
     Malformed,
     #[error("the header is larger than {MAX_HEAD_BYTES} bytes or {MAX_HEADERS} lines")]
     TooLarge,
-    #[error(transparent)]
-    Read(#[from] io::Error),
 }
 
 /// What is answered.
@@ -68,25 +63,6 @@ impl Response {
     }
 }
 
-/// Reads up to the end of the header.
-pub(super) fn read_request(stream: &TcpStream, deadline: Instant) -> Result<Request, RequestError> {
-    let mut head = Vec::new();
-    let mut chunk = [0_u8; 1024];
-    loop {
-        if let Some(request) = parse(&head)? {
-            return Ok(request);
-        }
-        if head.len() >= MAX_HEAD_BYTES {
-            return Err(RequestError::TooLarge);
-        }
-        let count = read_by(stream, &mut chunk, deadline)?;
-        if count == 0 {
-            return Err(io::Error::from(ErrorKind::UnexpectedEof).into());
-        }
-        head.extend(chunk.iter().take(count));
-    }
-}
-
 /// `None`: the header is not complete yet.
 pub(super) fn parse(head: &[u8]) -> Result<Option<Request>, RequestError> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
@@ -105,41 +81,32 @@ pub(super) fn parse(head: &[u8]) -> Result<Option<Request>, RequestError> {
     }
 }
 
-/// Writes the response and waits for the client to close: closing first while
-/// bytes of it are still unread would reset the connection, and the client might
-/// lose the answer.
-pub(super) fn write_response(
-    stream: &TcpStream,
-    response: &Response,
-    with_body: bool,
-    deadline: Instant,
-) -> io::Result<()> {
-    let allow = match response.status {
-        405 => "Allow: GET, HEAD\r\n",
-        _ => "",
-    };
-    let policy = match response.policy {
-        Some(policy) => {
-            format!("Content-Security-Policy: {policy}\r\nReferrer-Policy: no-referrer\r\n")
+impl Response {
+    /// As it is sent.
+    pub(super) fn to_bytes(&self, with_body: bool) -> Vec<u8> {
+        let allow = match self.status {
+            405 => "Allow: GET, HEAD\r\n",
+            _ => "",
+        };
+        let policy = match self.policy {
+            Some(policy) => {
+                format!("Content-Security-Policy: {policy}\r\nReferrer-Policy: no-referrer\r\n")
+            }
+            None => String::new(),
+        };
+        // What is said is so now, and no browser is to guess what kind of text it is.
+        let mut message = format!(
+            "HTTP/1.1 {} {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nCache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n{policy}{allow}Connection: close\r\n\r\n",
+            self.status,
+            reason(self.status),
+            self.content_type,
+            self.body.len(),
+        );
+        if with_body {
+            message.push_str(&self.body);
         }
-        None => String::new(),
-    };
-    // What is said is so now, and no browser is to guess what kind of text it is.
-    let mut message = format!(
-        "HTTP/1.1 {} {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nCache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n{policy}{allow}Connection: close\r\n\r\n",
-        response.status,
-        reason(response.status),
-        response.content_type,
-        response.body.len(),
-    );
-    if with_body {
-        message.push_str(&response.body);
+        message.into_bytes()
     }
-    write_by(stream, message.as_bytes(), deadline)?;
-    stream.shutdown(Shutdown::Write)?;
-    let mut rest = [0_u8; 1024];
-    while read_by(stream, &mut rest, deadline)? > 0 {}
-    Ok(())
 }
 
 fn reason(status: u16) -> &'static str {
@@ -149,39 +116,8 @@ fn reason(status: u16) -> &'static str {
         404 => "Not Found",
         405 => "Method Not Allowed",
         431 => "Request Header Fields Too Large",
+        500 => "Internal Server Error",
         503 => "Service Unavailable",
         _ => "",
     }
-}
-
-fn read_by(mut stream: &TcpStream, buffer: &mut [u8], deadline: Instant) -> io::Result<usize> {
-    loop {
-        stream.set_read_timeout(Some(remaining(deadline)?))?;
-        match stream.read(buffer) {
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            result => return result,
-        }
-    }
-}
-
-fn write_by(mut stream: &TcpStream, mut bytes: &[u8], deadline: Instant) -> io::Result<()> {
-    while !bytes.is_empty() {
-        stream.set_write_timeout(Some(remaining(deadline)?))?;
-        match stream.write(bytes) {
-            Ok(0) => return Err(ErrorKind::WriteZero.into()),
-            Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-/// Never zero, which would mean no timeout at all.
-fn remaining(deadline: Instant) -> io::Result<Duration> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() {
-        return Err(ErrorKind::TimedOut.into());
-    }
-    Ok(left)
 }

@@ -5,17 +5,24 @@
 )]
 
 use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
 
+use super::clients::{CLIENT_DEADLINE, MAX_CLIENTS};
 use super::*;
 
 /// Far above what anything here takes, `CLIENT_DEADLINE` included.
 const TEST_DEADLINE: Duration = Duration::from_secs(30);
 
 fn start(readiness: Readiness) -> Admin {
+    start_with(readiness, "{}".to_owned())
+}
+
+fn start_with(readiness: Readiness, status: String) -> Admin {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let pages = Pages {
         readiness,
-        status: Arc::new(|| "{}".to_owned()),
+        status: Arc::new(move || status.clone()),
         metrics: Arc::new(|| "\nproxy_sql_accepted_conns 1\n".to_owned()),
     };
     Admin::start(listener, pages).unwrap()
@@ -199,6 +206,67 @@ fn silent_clients_make_room_for_one_that_asks() {
     assert!(get(&admin, "/healthz").ends_with("alive\n"));
     assert!(begin.elapsed() < CLIENT_DEADLINE);
     drop(silent);
+}
+
+/// Each keeps its side of the connection open behind its answer.
+#[test]
+fn answered_clients_make_room_at_once() {
+    let admin = start(ready());
+    let begin = Instant::now();
+    let kept: Vec<TcpStream> = (0..2 * MAX_CLIENTS)
+        .map(|_| {
+            let stream = connect(&admin);
+            assert!(answer_to(&stream, "GET /readyz HTTP/1.1\r\n\r\n").ends_with("ready\n"));
+            stream
+        })
+        .collect();
+    assert!(begin.elapsed() < CLIENT_DEADLINE, "they waited");
+    drop(kept);
+}
+
+#[test]
+fn in_a_burst_each_request_has_its_answer() {
+    let admin = start(ready());
+    let mut burst: Vec<TcpStream> = (0..3 * MAX_CLIENTS)
+        .map(|_| {
+            let mut stream = connect(&admin);
+            stream.write_all(b"GET /readyz HTTP/1.1\r\n\r\n").unwrap();
+            stream
+        })
+        .collect();
+    for stream in &mut burst {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.ends_with("ready\n"), "{answer:?}");
+    }
+}
+
+/// What the server sends them fills all buffers in between.
+#[test]
+fn clients_that_take_no_answer_keep_nobody_waiting() {
+    let admin = start_with(ready(), "x".repeat(16 << 20));
+    let full: Vec<TcpStream> = (0..MAX_CLIENTS)
+        .map(|_| {
+            let mut stream = connect(&admin);
+            stream.write_all(b"GET /status HTTP/1.1\r\n\r\n").unwrap();
+            // Its answer has begun.
+            stream.read_exact(&mut [0]).unwrap();
+            stream
+        })
+        .collect();
+    let begin = Instant::now();
+    assert!(get(&admin, "/healthz").ends_with("alive\n"));
+    assert!(begin.elapsed() < CLIENT_DEADLINE);
+    drop(full);
+}
+
+#[test]
+fn a_page_that_panics_costs_one_request() {
+    let admin = start(Arc::new(|| {
+        std::panic::resume_unwind(Box::new("on purpose"))
+    }));
+    assert!(get(&admin, "/readyz").starts_with("HTTP/1.1 500 "));
+    assert!(get(&admin, "/healthz").ends_with("alive\n"));
 }
 
 #[test]
