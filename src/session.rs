@@ -44,6 +44,8 @@ pub(crate) use view::SessionView;
 /// How long the end of a session may wait: for a processor to notice, for the
 /// client to take its last message.
 const END_PATIENCE: Duration = Duration::from_secs(1);
+/// How often a client that sends no more and waits for answers is looked at.
+const LEFT_LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// A client that sends nothing for this long at its session's end is not waiting for
 /// room to send; some five round trips within a continent.
 const QUIET_PATIENCE: Duration = Duration::from_millis(100);
@@ -233,9 +235,7 @@ impl Session {
             // What is on its way to the client may still arrive there.
             let server = self.forwarder.server();
             server.stream.close_write();
-            let _ = self
-                .forwarder
-                .wait_exited(Direction::Response, Instant::now() + END_PATIENCE);
+            self.await_last_answers();
         }
         self.close(Closing::Ended);
         let patience = match self.forwarder.closing() {
@@ -254,6 +254,26 @@ impl Session {
             StreamPosition::BetweenMessages => self.tell_reason(),
             StreamPosition::AfterFatal => send_last(&self.client, &[], QUIET_PATIENCE),
             StreamPosition::InsideMessage => {}
+        }
+    }
+
+    /// Waits for the responses' end: for as long as the client has an answer to come and
+    /// may still be there, then for as long as a server takes to go.  Which of the two has
+    /// ended a client's stream, its last request or its end, only what is sent to it shows,
+    /// or keepalive.
+    fn await_last_answers(&self) {
+        let mut until = Instant::now() + END_PATIENCE;
+        let exited = |at| self.forwarder.wait_exited(Direction::Response, at);
+        while !exited(until.min(Instant::now() + LEFT_LOOK_INTERVAL)) {
+            if self.client.socket().is_broken() {
+                return;
+            }
+            let now = Instant::now();
+            if self.forwarder.owes_answers() {
+                until = now + END_PATIENCE;
+            } else if now >= until {
+                return;
+            }
         }
     }
 

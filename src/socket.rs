@@ -313,6 +313,14 @@ impl Socket {
         self.wait_ready(PollFlags::IN, Some(Instant::now())).is_ok()
     }
 
+    /// Whether the connection is known to have failed: the peer has reset it, or
+    /// keepalive has given the peer up.
+    #[must_use]
+    pub(crate) fn is_broken(&self) -> bool {
+        self.wait_ready(PollFlags::empty(), Some(Instant::now()))
+            .is_ok()
+    }
+
     /// What waits to be read now, as far as `into` has room, without taking it; 0: the
     /// peer has sent its end.
     ///

@@ -23,6 +23,7 @@
 //! | a server's bytes cost memory or time that they should not | hostile_servers |
 //! | a share of the sessions, a network, an idle session | limits |
 //! | half a message, a batch without Sync or a COPY keeps a session for ever | unfinished |
+//! | a client that sends no more loses an answer, or keeps its session | leaving |
 //! | a log line is forged, swollen or lost, or the log stops the proxy | logging |
 //! | a message costs more system calls | cost |
 //! | a message allocates | `tests/allocations.rs`, a program of its own |
@@ -60,6 +61,7 @@ mod fuzz;
 mod health;
 mod hold;
 mod hostile_servers;
+mod leaving;
 mod limits;
 mod logging;
 mod metrics;

@@ -86,4 +86,13 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
             _ => Standing::Busy,
         }
     }
+
+    /// Whether an answer is still to come to a client that sends nothing more, or is being
+    /// written to it.
+    #[must_use]
+    pub(crate) fn owes_answers(&self) -> bool {
+        let state = self.state.lock();
+        let is_owed = !state.exchange.is_answered() && !state.exchange.awaits_client(None);
+        is_owed || matches!(state.response, Phase::Writing | Phase::Inside)
+    }
 }
