@@ -112,6 +112,14 @@ pub(crate) struct Balancer {
     news: News,
 }
 
+/// Where a session may go.
+pub(crate) struct Target {
+    /// Its place there.
+    pub assignment: Assignment,
+    /// How many further targets come into question.
+    pub others: usize,
+}
+
 /// Why there is no target for a transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NoTarget {
@@ -223,12 +231,12 @@ impl Balancer {
         prefers: Option<BackendId>,
         tried: &[BackendId],
         since: Instant,
-    ) -> Result<Assignment, NoTarget> {
+    ) -> Result<Target, NoTarget> {
         let mut backends = self.backends.lock();
         let has_other = backends
             .iter()
             .any(|b| b.state.is_some() && Some(b.id) != own);
-        let mut any_active = false;
+        let (mut any_active, mut eligible) = (false, 0_usize);
         let found = backends
             .iter_mut()
             .filter(|b| b.is_active() && (Some(b.id) != own || !has_other))
@@ -236,9 +244,13 @@ impl Balancer {
             .inspect(|_| any_active = true)
             .filter(|b| !tried.contains(&b.id) && b.slow.is_none_or(|at| at < since))
             .filter(|b| !b.down || own.is_none())
+            .inspect(|_| eligible += 1)
             .min_by_key(|b| (Some(b.id) != prefers, b.sessions));
         match found {
-            Some(found) => Ok(self.assign(found)),
+            Some(found) => Ok(Target {
+                assignment: self.assign(found),
+                others: eligible.saturating_sub(1),
+            }),
             None if any_active => Err(NoTarget::NoneLeft),
             None => Err(NoTarget::NoneActive),
         }

@@ -24,7 +24,7 @@ use crate::socket::{ReadDeadline, Socket};
 use crate::stream::Stream;
 use crate::tls::{self, ServerTlsContext, TlsContexts};
 pub(crate) use look::Probed;
-pub(crate) use target::{Search, TargetError};
+pub(crate) use target::{LoggedIn, Search, TargetError};
 
 const CONNECTING: &str = "connecting";
 

@@ -15,7 +15,7 @@
 //! | read the state | timeout, state too large, more than 1 MiB for the client meanwhile | kept; the rest of the answer is discarded |
 //! | read the state | end, FATAL, bytes that are no message | lost |
 //! | dial, log in | anything, on every target | kept |
-//! | restore | anything | kept |
+//! | restore | anything, on every target | kept |
 //! | swap | session ended meanwhile | nothing to keep |
 //!
 //! Up to the new server's confirmation nothing but reads and one observer

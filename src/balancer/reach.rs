@@ -150,6 +150,15 @@ impl Balancer {
         }
     }
 
+    /// It took longer than a transfer that has others to go to could wait: this round
+    /// tries it no more.
+    pub(crate) fn note_slow(&self, id: BackendId) {
+        let mut backends = self.backends.lock();
+        if let Some(backend) = backends.iter_mut().find(|b| b.id == id) {
+            backend.slow = Some(Instant::now());
+        }
+    }
+
     /// How many failed dials in a row mark a backend down.
     pub(crate) fn set_fall(&self, fall: usize) {
         self.fall.store(fall, Ordering::Relaxed);

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::{CONNECTING, Connected, Connector};
 use crate::authentication::{Login, OwnAnswer, OwnLogin, log_in};
-use crate::balancer::{BackendId, NoTarget};
+use crate::balancer::{BackendId, NoTarget, Target};
 use crate::dialect::{Credentials, SessionState};
 use crate::error::{Error, Peer, SqlState};
 use crate::metrics::Event;
@@ -45,7 +45,8 @@ impl Connector {
     /// A connection for the transfer of a session that leaves `own`, where that is given,
     /// logged in by what `startup` has for `state`, by the password that the proxy has for
     /// it, or by what its client has `proven`: the targets in the balancer's order, until
-    /// one lets it in; with TLS, where the session has it now (`encrypted`).
+    /// one lets it in; with TLS, where the session has it now (`encrypted`).  Each of them
+    /// has its share of the time, so that one that hangs leaves some for the others.
     ///
     /// # Errors
     /// The last target's failure, or that there is no target at all.
@@ -62,7 +63,7 @@ impl Connector {
         read_deadline: &Arc<ReadDeadline>,
         round_started: Instant,
         deadline: Instant,
-    ) -> Result<(Connected, Login), TargetError> {
+    ) -> Result<LoggedIn, TargetError> {
         let before = tried.len();
         let mut last = None;
         let packet = startup.to_bytes();
@@ -71,13 +72,15 @@ impl Connector {
         let database = startup.get(b"database").filter(|name| !name.is_empty());
         let database = database.unwrap_or(user);
         loop {
-            let assignment = match self
-                .balancer
-                .pick_target(leaves, prefers, tried, round_started)
-            {
-                Ok(assignment) => assignment,
-                Err(no_target) => return Err(last.unwrap_or(TargetError::None(no_target))),
-            };
+            let Target { assignment, others } =
+                match self
+                    .balancer
+                    .pick_target(leaves, prefers, tried, round_started)
+                {
+                    Ok(target) => target,
+                    Err(no_target) => return Err(last.unwrap_or(TargetError::None(no_target))),
+                };
+            let share = share_of_one(deadline, others);
             let name = Arc::clone(assignment.name());
             let password = passfile.as_ref();
             let password =
@@ -94,21 +97,29 @@ impl Connector {
             if tried.len() > before {
                 self.metrics.count(Event::DialRetry);
             }
-            tried.push(assignment.id());
+            let id = assignment.id();
+            tried.push(id);
             let logged_in = self
-                .open(assignment, &packet, read_deadline, deadline)
+                .open(assignment, &packet, read_deadline, share)
                 .and_then(|mut connected| {
                     let Connected { server, first, .. } = &mut connected;
                     if encrypted && !server.stream().is_encrypted() {
                         let what = "it has no TLS, which the session has where it is";
                         return Err(Error::protocol(Peer::Server, CONNECTING, what));
                     }
-                    let login = log_in(server, first, &own, deadline)?;
-                    Ok((connected, login))
+                    let login = log_in(server, first, &own, share)?;
+                    Ok(LoggedIn {
+                        connected,
+                        login,
+                        deadline: share,
+                    })
                 });
             match logged_in {
                 Ok(logged_in) => return Ok(logged_in),
                 Err(error) => {
+                    if others > 0 && matches!(error, Error::Timeout { .. }) {
+                        self.balancer.note_slow(id);
+                    }
                     last = Some(TargetError::Failed {
                         backend: name,
                         error,
@@ -120,6 +131,24 @@ impl Connector {
             }
         }
     }
+}
+
+/// Until when one target may take, which begins now, where `others` are left behind it.
+fn share_of_one(deadline: Instant, others: usize) -> Instant {
+    let now = Instant::now();
+    let left = deadline.saturating_duration_since(now);
+    let targets = u32::try_from(others).unwrap_or(u32::MAX).saturating_add(1);
+    now + left / targets
+}
+
+/// A connection on which the session is to be restored.
+pub(crate) struct LoggedIn {
+    /// The connection.
+    pub connected: Connected,
+    /// What its server has said at the login.
+    pub login: Login,
+    /// Until when this target may take.
+    pub deadline: Instant,
 }
 
 /// Which targets come into question.

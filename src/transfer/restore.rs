@@ -8,7 +8,7 @@ use super::TransferContext;
 use super::state_query::{MAX_UNASKED_BYTES, answer_limit};
 use crate::authentication::Login;
 use crate::balancer::{BackendId, NoTarget};
-use crate::connector::{Connected, Search, TargetError};
+use crate::connector::{Connected, LoggedIn, Search, TargetError};
 use crate::dialect::{Answer, BadAnswer, SessionState, Turn};
 use crate::error::{Error, Peer};
 use crate::message::{BackendTag, parameter_status, process_id, rewrite_notification};
@@ -68,69 +68,72 @@ pub(super) fn restore(
 ) -> Result<Restored, NotRestored> {
     let mut refused = None;
     loop {
-        let error = match restore_once(context, old, wanted, tried, round_started, limits) {
+        let logged_in = match log_in(context, old, wanted, tried, round_started, limits) {
+            Ok(logged_in) => logged_in,
+            // What a target has against the session is worth more than that there is no
+            // other.
+            Err(error) => return Err(refused.unwrap_or(error)),
+        };
+        match restore_on(context, logged_in, wanted, limits) {
             Ok(restored) => return Ok(restored),
-            Err(error) => error,
-        };
-        // What a target has against the session is worth more than that there is no other.
-        let over = error.reason.label != ReasonLabel::Restore || Instant::now() >= limits.deadline;
-        let error = match refused {
-            Some(refused) if error.reason.label == ReasonLabel::Target => refused,
-            _ => error,
-        };
-        if over {
-            return Err(error);
+            Err(error) if Instant::now() >= limits.deadline => return Err(error),
+            Err(error) => refused = Some(error),
         }
-        refused = Some(error);
     }
 }
 
-fn restore_once(
+/// A login on the next target that takes one.
+fn log_in(
     context: &TransferContext,
     old: &ServerConn,
-    Wanted {
-        state,
-        unnamed,
-        leaves,
-    }: Wanted<'_>,
+    wanted: Wanted<'_>,
     tried: &mut Vec<BackendId>,
     round_started: Instant,
     limits: Limits,
-) -> Result<Restored, NotRestored> {
-    const OPERATION: &str = "restoring the session";
-    let Limits {
-        max_state_bytes,
-        deadline,
-    } = limits;
+) -> Result<LoggedIn, NotRestored> {
+    let Wanted { state, leaves, .. } = wanted;
     let mut startup = context.startup.clone();
     state.prepare_login(&mut startup);
-    let (connected, login) = context
-        .connector
-        .log_in_target(
-            Search {
-                leaves,
-                prefers: leaves.is_none().then(|| old.assignment.id()),
-                encrypted: old.stream.is_encrypted(),
-                tried,
-            },
-            &startup,
-            (state, context.proven.as_ref()),
-            &context.read_deadline,
-            round_started,
-            deadline,
-        )
-        .map_err(|error| {
-            let label = match &error {
-                TargetError::None(NoTarget::NoneActive) => ReasonLabel::NoTarget,
-                TargetError::None(NoTarget::NoneLeft) | TargetError::Failed { .. } => {
-                    ReasonLabel::Target
-                }
-            };
-            NotRestored {
-                reason: Reason::new(label, error.to_string()),
-                may_pass: error.may_pass(),
+    let logged_in = context.connector.log_in_target(
+        Search {
+            leaves,
+            prefers: leaves.is_none().then(|| old.assignment.id()),
+            encrypted: old.stream.is_encrypted(),
+            tried,
+        },
+        &startup,
+        (state, context.proven.as_ref()),
+        &context.read_deadline,
+        round_started,
+        limits.deadline,
+    );
+    logged_in.map_err(|error| {
+        let label = match &error {
+            TargetError::None(NoTarget::NoneActive) => ReasonLabel::NoTarget,
+            TargetError::None(NoTarget::NoneLeft) | TargetError::Failed { .. } => {
+                ReasonLabel::Target
             }
-        })?;
+        };
+        NotRestored {
+            reason: Reason::new(label, error.to_string()),
+            may_pass: error.may_pass(),
+        }
+    })
+}
+
+/// Restores the session on one server, within that target's time.
+fn restore_on(
+    context: &TransferContext,
+    LoggedIn {
+        connected,
+        login,
+        deadline,
+    }: LoggedIn,
+    Wanted { state, unnamed, .. }: Wanted<'_>,
+    limits: Limits,
+) -> Result<Restored, NotRestored> {
+    const OPERATION: &str = "restoring the session";
+    let max_state_bytes = limits.max_state_bytes;
     let Login {
         key,
         parameters: login,

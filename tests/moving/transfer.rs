@@ -158,6 +158,66 @@ fn a_target_that_stops_in_the_middle_of_the_restores_answer_is_given_up() {
     });
 }
 
+/// The first target plays `script` with the restoring connection, and then says nothing
+/// more; the second one is well.
+fn one_of_two_targets(section: &str, script: fn(&mut ServerEnd)) {
+    let stalled = Server::start(move |mut end| {
+        script(&mut end);
+        while end.next().is_some() {}
+    });
+    let servers = [Server::echoing(), stalled, Server::echoing()];
+    let proxy = Setup::new(&servers.each_ref().map(Server::address))
+        .top("connect_timeout = \"5m\"")
+        .section(section)
+        .start();
+    let mut client = proxy.login("maria");
+    proxy.migrate().assert_all_moved(1);
+    assert_eq!(client.value(WHO), servers[2].address().to_string());
+    drop(client);
+    for server in &servers {
+        server.join();
+    }
+}
+
+#[test]
+fn a_target_that_hangs_leaves_time_for_the_next() {
+    let hang: [fn(&mut ServerEnd); 4] = [
+        |_| {},
+        |end| end.wire.send(&message::authentication(0, &[])),
+        ServerEnd::welcome,
+        |end| {
+            end.welcome();
+            end.next_query();
+            end.wire.send(&restored()[..20]);
+        },
+    ];
+    std::thread::scope(|scope| {
+        for hang in hang {
+            let section = "[migration]\ntimeout = \"12s\"";
+            scope.spawn(move || one_of_two_targets(section, hang));
+        }
+    });
+}
+
+#[test]
+fn a_target_that_fails_in_the_restore_is_not_the_last() {
+    let fail: [fn(&mut ServerEnd); 2] = [
+        |end| {
+            end.welcome();
+            end.next_query();
+            end.wire.finish_sending();
+        },
+        |end| {
+            end.welcome();
+            end.next_query();
+            end.wire.send(b"nonsense, and much of it");
+        },
+    ];
+    for fail in fail {
+        one_of_two_targets("", fail);
+    }
+}
+
 #[test]
 fn the_client_hears_what_differs_on_the_new_server() {
     fn server(version: &'static str) -> Server {
