@@ -46,7 +46,7 @@ use crate::socket::ReadDeadline;
 use crate::startup::StartupPacket;
 use crate::stream::Stream;
 use crate::ticket::{MoveTicket, Report};
-pub(crate) use ahead::{Captured, capture};
+pub(crate) use ahead::{Captured, NotCaptured, capture};
 use attempt::{Attempt, Outcome, kept};
 pub(crate) use held::{Attempted, HeldTransfer};
 use restore::Restored;

@@ -10,11 +10,13 @@ use crate::disconnect::DisconnectReason;
 use crate::error::Refusal;
 use crate::forwarder::{Closing, Standing, Stillness, Traffic};
 use crate::hold::HeldSession;
-use crate::transfer::{self, Captured, STACK_BYTES};
+use crate::transfer::{self, Captured, NotCaptured, STACK_BYTES};
 use crate::workers::RetryOrder;
 
 /// A session that has written nothing for this long is idle.
 const IDLE: Duration = Duration::from_secs(1);
+/// A server that is never fast enough is asked no more often than that.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// The state that was captured last, and what has been seen of the session.
 #[derive(Default)]
@@ -26,7 +28,41 @@ pub(super) struct Ahead {
     stillness: Option<Stillness>,
     /// When it was asked since.
     asked: Option<Instant>,
+    /// The answer did not come in time, or nobody could ask.
+    late: Option<Late>,
     captured: Option<Captured>,
+}
+
+/// When a session is asked again, and how long it was until then.
+#[derive(Debug, Clone, Copy)]
+struct Late {
+    next: Instant,
+    pause: Duration,
+}
+
+impl Late {
+    /// The first time, or behind `last`, from `now` on.
+    fn behind(last: Option<Self>, now: Instant) -> Self {
+        let pause = last.map_or(IDLE, |last| (last.pause * 2).min(LONGEST_PAUSE));
+        Self {
+            next: now + pause,
+            pause,
+        }
+    }
+}
+
+impl Ahead {
+    /// What has become of the question.
+    fn note(&mut self, captured: Result<Captured, NotCaptured>) {
+        self.late = match &captured {
+            Err(NotCaptured::Late) => Some(Late::behind(self.late, Instant::now())),
+            Ok(_) | Err(NotCaptured::Never) => None,
+        };
+        // An earlier one is as good as it was.
+        if self.late.is_none() {
+            self.captured = captured.ok();
+        }
+    }
 }
 
 impl Session {
@@ -84,9 +120,11 @@ impl Session {
         let idle = ahead.since.is_some_and(|since| now >= since + IDLE);
         // What lets the session in lives so long; half of it is left for a hold.
         let lifetime = self.transfer.dialect.longest_hold(login);
-        let fresh = ahead
-            .asked
-            .is_some_and(|asked| lifetime.is_none_or(|lifetime| now < asked + lifetime / 2));
+        let fresh = match (ahead.late, ahead.asked) {
+            (Some(late), _) => now < late.next,
+            (None, Some(asked)) => lifetime.is_none_or(|lifetime| now < asked + lifetime / 2),
+            (None, None) => false,
+        };
         if !idle || fresh {
             return true;
         }
@@ -119,7 +157,7 @@ impl Session {
                 );
                 let mut ahead = session.ahead.lock();
                 if ahead.traffic == traffic {
-                    ahead.captured = captured;
+                    ahead.note(captured);
                 }
                 drop(ahead);
                 drop(permit);
@@ -128,6 +166,7 @@ impl Session {
             });
         if let Err(error) = spawned {
             log::debug!(conn = self.name.conn, reason:% = error; "no thread to capture an idle session");
+            self.ahead.lock().note(Err(NotCaptured::Late));
         }
         true
     }

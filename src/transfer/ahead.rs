@@ -11,7 +11,7 @@ use crate::dialect::{LoginMethod, SessionState};
 use crate::error::Peer;
 use crate::forwarder::Suspension;
 use crate::frame::FrameReader;
-use crate::metrics::Reason;
+use crate::metrics::{Reason, ReasonLabel};
 use crate::server_conn::ServerConn;
 use crate::ticket::MoveTicket;
 
@@ -27,8 +27,20 @@ pub(crate) struct Captured {
     unnamed: Option<Vec<u8>>,
 }
 
-/// Asks for the state of a session that goes on where it is.  `None`: it cannot be had,
-/// which `stays` is told, or the session was lost by it, which `lose` is.
+/// Why a state is not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NotCaptured {
+    /// It did not come in time, which may be otherwise the next time.
+    Late,
+    /// It is not to be had, is not worth keeping, or its session has ended.
+    Never,
+}
+
+/// Asks for the state of a session that goes on where it is.
+///
+/// # Errors
+/// [`NotCaptured`].  `stays` is told why the state cannot be had; where the session was
+/// lost by the question, `lose` is.
 pub(crate) fn capture(
     suspension: Suspension<ServerConn, MoveTicket>,
     context: &TransferContext,
@@ -36,7 +48,7 @@ pub(crate) fn capture(
     login: Option<LoginMethod>,
     stays: impl FnOnce(&Reason),
     lose: impl FnOnce(Lost),
-) -> Option<Captured> {
+) -> Result<Captured, NotCaptured> {
     let mut attempt = Attempt {
         context,
         max_state_bytes: limits.max_state_size,
@@ -57,22 +69,28 @@ pub(crate) fn capture(
             let resumed = server.resumed(0);
             suspension.resume_kept(resumed);
             let fits = state.state_bytes() <= MAX_KEPT_BYTES;
-            fits.then_some(Captured { state, unnamed })
+            match fits {
+                true => Ok(Captured { state, unnamed }),
+                false => Err(NotCaptured::Never),
+            }
         }
         Err(Outcome::Kept { reason, resumed }) => {
             log::debug!(reason = reason.text; "an idle session's state is not known");
             suspension.resume_kept(resumed);
             stays(&reason);
-            None
+            Err(match reason.label {
+                ReasonLabel::Timeout => NotCaptured::Late,
+                _ => NotCaptured::Never,
+            })
         }
         Err(Outcome::Lost(lost)) => {
             if suspension.closing().is_none() {
                 lose(lost);
             }
-            None
+            Err(NotCaptured::Never)
         }
         // Nothing is restored here.
-        Err(Outcome::Moved { .. } | Outcome::Held { .. }) => None,
+        Err(Outcome::Moved { .. } | Outcome::Held { .. }) => Err(NotCaptured::Never),
     }
 }
 

@@ -1,9 +1,11 @@
 //! A crash under idle sessions whose state is known.
 
+use crate::support::gate::Gate;
 use crate::support::message::query;
 use crate::support::poll_kernel;
 use crate::support::postgres::Cluster;
 use crate::support::proxy::{CONTROL, Proxy, Setup};
+use crate::support::server::{Server, restored, transfer_state};
 use crate::support::wire::Wire;
 
 use super::{fates, login, wait_finished};
@@ -90,6 +92,35 @@ fn the_log_says_which_session_would_not_survive() {
     let lines = proxy.log().since(0);
     let told = lines.iter().filter(|line| line.is("session cannot move"));
     assert_eq!(told.count(), 1);
+}
+
+/// A server that was slow once, as under load, or while it starts.
+#[test]
+fn a_state_that_did_not_come_in_time_is_asked_for_again() {
+    let gate = Gate::default();
+    let slow = gate.clone();
+    let server = Server::start(move |mut end| {
+        end.welcome();
+        end.echo_with(
+            |key| {
+                slow.wait();
+                transfer_state(key)
+            },
+            restored,
+        );
+    });
+    let proxy = Setup::new(&[server.address()])
+        .top(CONTROL)
+        .section("[migration]\nhold = \"60s\"\ncapture = \"idle\"")
+        .section("[log]\nlevel = \"debug\"")
+        .start();
+    let mut client = proxy.login("maria");
+    proxy.wait_log(0, |line| {
+        line.is("an idle session's state is not known") && line.get("reason").starts_with("timeout")
+    });
+    gate.open();
+    wait_captured(&proxy, 1);
+    assert_eq!(client.value("SELECT 1"), "SELECT 1");
 }
 
 #[test]
