@@ -2,10 +2,12 @@
 
 use rustix::process::Signal;
 
+use crate::support::gate::Gate;
 use crate::support::message::{VERSION_3_0, query, startup, terminate};
 use crate::support::metrics::{ADMIN, Scrape};
 use crate::support::postgres::{Cluster, USER};
-use crate::support::proxy::Outcome;
+use crate::support::proxy::{CONTROL, Outcome, Setup};
+use crate::support::server::{Server, restored, transfer_state};
 use crate::support::wire::Wire;
 
 use super::{fates, hold_all, login, setup, wait_finished};
@@ -77,6 +79,36 @@ fn who_stands_in_the_way_is_named_and_goes_on() {
     assert_eq!(tied.value("SELECT count(*) FROM x"), "0");
     assert_eq!(proxy.ask(&["release", "pod-0"]).0, 0);
     assert_eq!(idle.value("SELECT 1"), "1");
+}
+
+#[test]
+fn whoever_was_not_captured_in_time_is_asked_again() {
+    let gate = Gate::default();
+    let slow = gate.clone();
+    let server = Server::start(move |mut end| {
+        end.welcome();
+        end.echo_with(
+            |key| {
+                slow.wait();
+                transfer_state(key)
+            },
+            restored,
+        );
+    });
+    let proxy = Setup::new(&[server.address()])
+        .top(CONTROL)
+        .section("[migration]\nhold = \"60s\"\ntimeout = \"300ms\"")
+        .start();
+    let mut client = proxy.login("maria");
+    let mut hold = proxy.start_asking(&["hold", "pod-0", "--wait", "30s"]);
+    proxy.wait_log(0, |line| {
+        line.is("transfer finished") && line.get("reason").starts_with("timeout")
+    });
+    gate.open();
+    assert_eq!(hold.wait().unwrap().code(), Some(0));
+    client.send(&query("SELECT 1"));
+    assert_eq!(proxy.ask(&["release", "pod-0"]).0, 0);
+    assert_eq!(client.receive_through(b'Z').len(), 4);
 }
 
 #[test]
