@@ -54,8 +54,6 @@ pub(crate) trait HeldSession: Send + Sync {
     fn client_left(&self, terminated: bool);
     /// Its server is lost: ends it.
     fn lose(&self, lost: Lost);
-    /// The proxy ends: ends it.
-    fn shut_down(&self);
     /// It goes on: looks for what was asked of it meanwhile.
     fn gone_on(&self);
 }
@@ -256,10 +254,9 @@ impl Holds {
         book.backends.get(&backend).map_or(0, |hold| hold.held)
     }
 
-    /// Ends every session that is held or comes to be.
+    /// Holds no further session.  Those that are held end when the proxy comes to them.
     pub(crate) fn stop(&self) {
         self.book.lock().stopping = true;
-        self.wake();
     }
 
     /// Holds a session.

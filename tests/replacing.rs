@@ -17,7 +17,7 @@ use crate::support::log::Log;
 use crate::support::message::{self, BackendKey};
 use crate::support::metrics::{ADMIN, http_get};
 use crate::support::poll_kernel;
-use crate::support::proxy::{Proxy, Setup, command};
+use crate::support::proxy::{CONTROL, Proxy, Setup, command};
 use crate::support::server::Server;
 use crate::support::soon;
 use crate::support::wire::Wire;
@@ -78,6 +78,26 @@ fn sessions_end_at_the_rate() {
     proxy.signal(Signal::TERM);
     // The newest first, and the oldest half a second later.
     clients.reverse();
+    for client in &mut clients {
+        client.expect_error("FATAL", "57P01");
+        client.expect_gone();
+    }
+    assert!(began.elapsed() >= Duration::from_millis(450));
+    assert_eq!(proxy.wait_exit().code(), Some(0));
+}
+
+#[test]
+fn held_sessions_end_at_the_rate_as_well() {
+    let server = Server::echoing();
+    let mut proxy = Setup::new(&[server.address()])
+        .top(CONTROL)
+        .section("[shutdown]\nrate = 20")
+        .section("[migration]\nhold = \"60s\"")
+        .start();
+    let mut clients: Vec<_> = (0..11).map(|_| proxy.login("maria")).collect();
+    assert_eq!(proxy.ask(&["hold", "pod-0"]).0, 0);
+    let began = Instant::now();
+    proxy.signal(Signal::TERM);
     for client in &mut clients {
         client.expect_error("FATAL", "57P01");
         client.expect_gone();

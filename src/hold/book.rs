@@ -63,6 +63,7 @@ pub(super) struct Book {
     /// Backends that are still to be left, whose sessions were held for as long as they
     /// may be, and whose server has not gone.
     pub(super) in_vain: HashSet<BackendId>,
+    /// The proxy ends: no further session is held.
     pub(super) stopping: bool,
     pub(super) keeper_runs: bool,
 }

@@ -69,10 +69,10 @@ impl Keeper {
     pub(super) fn run(mut self) {
         loop {
             let seen = self.wait();
-            let (released, stopping) = self.look(&seen);
+            let released = self.look(&seen);
             let now = Instant::now();
             self.take_arrived();
-            self.act(&released, stopping, now);
+            self.act(&released, now);
             self.probe(now);
             if self.holds.settle(self.held.is_empty(), now) {
                 return;
@@ -129,7 +129,7 @@ impl Keeper {
     }
 
     /// Reads what the servers have said, and what commands want.
-    fn look(&mut self, seen: &[Seen]) -> (HashMap<BackendId, Instant>, bool) {
+    fn look(&mut self, seen: &[Seen]) -> HashMap<BackendId, Instant> {
         let now = Instant::now();
         for (held, seen) in self.held.iter_mut().zip(seen) {
             if seen.client_reset {
@@ -162,12 +162,12 @@ impl Keeper {
         }
         let released = book.backends.iter();
         let released = released.filter_map(|(id, hold)| Some((*id, hold.released?)));
-        (released.collect(), book.stopping)
+        released.collect()
     }
 
-    fn act(&mut self, released: &HashMap<BackendId, Instant>, stopping: bool, now: Instant) {
+    fn act(&mut self, released: &HashMap<BackendId, Instant>, now: Instant) {
         for held in std::mem::take(&mut self.held) {
-            if let Some(held) = self.settle(held, released, stopping, now) {
+            if let Some(held) = self.settle(held, released, now) {
                 self.held.push(held);
             }
         }
@@ -178,12 +178,8 @@ impl Keeper {
         &self,
         mut held: Held,
         released: &HashMap<BackendId, Instant>,
-        stopping: bool,
         now: Instant,
     ) -> Option<Held> {
-        if stopping && held.transfer.closing().is_none() {
-            held.place.session.shut_down();
-        }
         if let Some(closing) = held.transfer.closing() {
             held.transfer.abandon(closing);
             held.place.finish(Fate::Ended);

@@ -54,10 +54,6 @@ impl HeldSession for Session {
         self.close(Closing::Ended);
     }
 
-    fn shut_down(&self) {
-        self.close(Closing::ShutdownSafe);
-    }
-
     fn gone_on(&self) {
         if self.must_leave()
             && let Some(session) = self.this.upgrade()

@@ -102,10 +102,13 @@ impl Session {
         );
     }
 
-    /// Ends the session at its next safe point.
+    /// Ends the session at its next safe point; where it is held, it stands at one.
     pub(crate) fn order_end(&self) {
         if let Some(ticket) = self.forwarder.order_end() {
             ticket.give_up(Closing::ShutdownSafe.reason());
+        }
+        if self.is_held() {
+            self.close(Closing::ShutdownSafe);
         }
     }
 
