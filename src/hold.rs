@@ -11,6 +11,7 @@
 //! |---|---|---|
 //! | gone | an eligible server takes logins | restored there |
 //! | alive | held by a round, and another server takes logins | moved there |
+//! | says more than 1 MiB | – | read no further; held, and goes on there with all of it |
 //! | alive | released, or held for as long as it may be | goes on where it was |
 //! | gone | held for as long as it may be | FATAL 57P01 |
 //! | – | its client leaves, the proxy ends, it is killed | ended |

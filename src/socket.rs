@@ -321,6 +321,13 @@ impl Socket {
             .is_ok()
     }
 
+    /// Whether the peer's end has come, however much stands before it.
+    #[must_use]
+    pub(crate) fn peer_has_ended(&self) -> bool {
+        self.wait_ready(PollFlags::RDHUP, Some(Instant::now()))
+            .is_ok()
+    }
+
     /// What waits to be read now, as far as `into` has room, without taking it; 0: the
     /// peer has sent its end.
     ///

@@ -48,7 +48,7 @@ use crate::stream::Stream;
 use crate::ticket::{MoveTicket, Report};
 pub(crate) use ahead::{Captured, NotCaptured, capture};
 use attempt::{Attempt, Outcome, kept};
-pub(crate) use held::{Attempted, HeldTransfer};
+pub(crate) use held::{Attempted, HeldTransfer, OldServerIs};
 use restore::Restored;
 use state_query::{NoState, OldServer};
 
@@ -186,7 +186,7 @@ pub(crate) fn run(
                 unnamed,
                 reader,
                 to_client,
-                server_gone: false,
+                old_server: OldServerIs::There,
                 tried: Vec::new(),
             }));
         }

@@ -22,7 +22,7 @@ use crate::logging::{Milliseconds, event};
 use crate::message::TERMINATE;
 use crate::metrics::ReasonLabel;
 use crate::stream::Stream;
-use crate::transfer::{Attempted, STACK_BYTES};
+use crate::transfer::{Attempted, OldServerIs, STACK_BYTES};
 
 /// Between two looks at what no descriptor tells: a session that was closed, a backend
 /// that a prober has reached.
@@ -99,13 +99,15 @@ impl Keeper {
                 PollFlags::empty()
             };
             fds.push(PollFd::new(held.place.session.client().socket(), ends));
-            let words = PollFlags::IN | PollFlags::RDHUP;
-            // One that has gone would be ready for ever.  Something has to stand in its
-            // place, and the wake-up never ends.
-            match held.transfer.is_server_gone() {
-                true => fds.push(PollFd::new(&self.holds.wake, PollFlags::empty())),
-                false => fds.push(PollFd::new(server.stream.socket(), words)),
-            }
+            let (words, end) = (PollFlags::IN | PollFlags::RDHUP, PollFlags::RDHUP);
+            let socket = server.stream.socket();
+            fds.push(match held.transfer.old_server() {
+                OldServerIs::There => PollFd::new(socket, words),
+                OldServerIs::Unread => PollFd::new(socket, end),
+                // It would be ready for ever.  Something has to stand in its place, and
+                // the wake-up never ends.
+                OldServerIs::Gone => PollFd::new(&self.holds.wake, PollFlags::empty()),
+            });
         }
         let timeout = Timespec::try_from(LOOK_INTERVAL).ok();
         // Interrupted, or without memory: then nothing is known this time.
@@ -152,7 +154,21 @@ impl Keeper {
         // One session's end is its own; the server has gone when none is left.
         let mut lives: HashMap<BackendId, bool> = HashMap::new();
         for held in &self.held {
-            *lives.entry(held.place.backend).or_default() |= !held.transfer.is_server_gone();
+            // One that is read no further says nothing of it.
+            if held.transfer.old_server() != OldServerIs::Unread {
+                *lives.entry(held.place.backend).or_default() |= !held.transfer.is_server_gone();
+            }
+        }
+        let balancer = self.holds.connector.balancer();
+        let is_unread = |held: &&mut Held| held.transfer.old_server() == OldServerIs::Unread;
+        for held in self.held.iter_mut().filter(is_unread) {
+            let backend = held.place.backend;
+            if lives.get(&backend) == Some(&false) || !balancer.is_reachable(backend) {
+                held.transfer.note_server_gone();
+                held.since = now;
+                held.next_attempt = now;
+                lives.entry(backend).or_insert(false);
+            }
         }
         let mut book = self.holds.book.lock();
         for (backend, hold) in &mut book.backends {
@@ -280,7 +296,8 @@ impl Keeper {
     /// `health_interval` would.
     fn probe(&mut self, now: Instant) {
         let waited_for = self.held.iter().any(|held| {
-            held.transfer.is_server_gone() || !self.holds.is_commanded(held.place.backend)
+            held.transfer.old_server() != OldServerIs::There
+                || !self.holds.is_commanded(held.place.backend)
         });
         if !waited_for {
             self.probes

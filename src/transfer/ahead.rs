@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::attempt::{Attempt, Fetched, Outcome};
-use super::held::HeldTransfer;
+use super::held::{HeldTransfer, OldServerIs};
 use super::{Lost, TransferContext};
 use crate::config::Migration;
 use crate::dialect::{LoginMethod, SessionState};
@@ -112,7 +112,7 @@ impl Captured {
             unnamed: self.unnamed,
             reader: FrameReader::new(stream, Peer::Server, Vec::new()),
             to_client,
-            server_gone: true,
+            old_server: OldServerIs::Gone,
             tried: Vec::new(),
         })
     }

@@ -37,10 +37,22 @@ pub(crate) struct HeldTransfer {
     pub(super) reader: FrameReader,
     /// What the old server said to the client meanwhile.
     pub(super) to_client: Vec<u8>,
-    /// The old server has gone.
-    pub(super) server_gone: bool,
+    /// As far as has been seen.
+    pub(super) old_server: OldServerIs,
     /// Backends that have not taken it, until all have been tried.
     pub(super) tried: Vec<BackendId>,
+}
+
+/// What is known of a held session's server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OldServerIs {
+    /// The session can go on there.
+    There,
+    /// It has said more than is kept for a client, and is read no further: the session
+    /// can go on there with all of it.  Its end shows only where the kernel has it.
+    Unread,
+    /// Its connection has ended.
+    Gone,
 }
 
 /// What an attempt to bring a held session to a server has come to.
@@ -104,16 +116,34 @@ impl HeldTransfer {
         round.is_some_and(|round| matches!(round.aim(), Aim::Hold(_)))
     }
 
-    /// Whether its old server has gone, as far as [`Self::look`] has seen.
+    /// Its old server, as far as [`Self::look`] has seen.
     #[must_use]
-    pub(crate) const fn is_server_gone(&self) -> bool {
-        self.server_gone
+    pub(crate) const fn old_server(&self) -> OldServerIs {
+        self.old_server
+    }
+
+    /// Whether that has gone.
+    #[must_use]
+    pub(crate) fn is_server_gone(&self) -> bool {
+        self.old_server == OldServerIs::Gone
+    }
+
+    /// Others have seen it go.
+    pub(crate) fn note_server_gone(&mut self) {
+        self.old_server = OldServerIs::Gone;
     }
 
     /// Reads what the old server has said; waits for nothing.
     pub(crate) fn look(&mut self, context: &TransferContext) {
-        if self.server_gone {
-            return;
+        match self.old_server {
+            OldServerIs::There => {}
+            OldServerIs::Unread => {
+                if self.server().stream.socket().peer_has_ended() {
+                    self.old_server = OldServerIs::Gone;
+                }
+                return;
+            }
+            OldServerIs::Gone => return,
         }
         let deadline = Instant::now() + LOOK_PATIENCE;
         let reason = match self.with_old(context, deadline, |old| old.take_unasked()) {
@@ -123,12 +153,15 @@ impl HeldTransfer {
             Err(NoState::LateResponse { reason, .. }) if reason.label == ReasonLabel::Timeout => {
                 return;
             }
-            // More than is kept for a client.
-            Err(NoState::LateResponse { reason, .. }) => reason.text,
+            Err(NoState::LateResponse { reason, .. }) => {
+                log::debug!(reason = reason.text; "the server of a held session is read no further");
+                self.old_server = OldServerIs::Unread;
+                return;
+            }
             Err(NoState::Lost { error, .. }) => error.to_string(),
         };
         log::debug!(reason; "the server of a held session has gone");
-        self.server_gone = true;
+        self.old_server = OldServerIs::Gone;
     }
 
     /// Uses the old connection.
@@ -173,7 +206,7 @@ impl HeldTransfer {
         migration: &Migration,
     ) -> Attempted {
         let old = self.suspension.server();
-        let own = (!self.server_gone).then(|| old.assignment.id());
+        let own = (!self.is_server_gone()).then(|| old.assignment.id());
         let deadline = Instant::now() + migration.timeout;
         let limits = Limits {
             max_state_bytes: migration.max_state_size,
@@ -200,7 +233,7 @@ impl HeldTransfer {
                 };
             }
         };
-        if !self.server_gone {
+        if !self.is_server_gone() {
             let last = self.state.last_request();
             let left = self.with_old(context, deadline, |old| {
                 leave_old(old, last, migration.max_state_size)

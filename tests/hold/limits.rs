@@ -3,11 +3,11 @@
 use rustix::process::Signal;
 
 use crate::support::gate::Gate;
-use crate::support::message::{VERSION_3_0, query, startup, terminate};
+use crate::support::message::{VERSION_3_0, frame, query, startup, terminate};
 use crate::support::metrics::{ADMIN, Scrape};
 use crate::support::postgres::{Cluster, USER};
-use crate::support::proxy::{CONTROL, Outcome, Setup};
-use crate::support::server::{Server, restored, transfer_state};
+use crate::support::proxy::{CONTROL, Outcome, Proxy, Setup};
+use crate::support::server::{Server, restored, transfer_key, transfer_state};
 use crate::support::wire::Wire;
 
 use super::{fates, hold_all, login, setup, wait_finished};
@@ -109,6 +109,83 @@ fn whoever_was_not_captured_in_time_is_asked_again() {
     client.send(&query("SELECT 1"));
     assert_eq!(proxy.ask(&["release", "pod-0"]).0, 0);
     assert_eq!(client.receive_through(b'Z').len(), 4);
+}
+
+/// Its first connection says `count` notifications of 1 KiB behind the state, numbered,
+/// then goes on or ends.
+fn flooding(count: u32, ends: bool) -> Server {
+    Server::start(move |mut end| {
+        end.welcome();
+        if end.number > 0 {
+            return end.echo();
+        }
+        let flood = move |key: &str| {
+            let notifications = (1..=count).map(|number| {
+                let mut body = number.to_be_bytes().to_vec();
+                body.extend(b"flood\0");
+                body.extend([b'x'; 1024]);
+                body.push(0);
+                frame(b'A', &body)
+            });
+            [transfer_state(key)]
+                .into_iter()
+                .chain(notifications)
+                .collect::<Vec<_>>()
+                .concat()
+        };
+        if ends {
+            let sql = end.next_query().unwrap();
+            end.wire.send(&flood(transfer_key(&sql).unwrap()));
+            end.wire.finish_sending();
+            while end.next().is_some() {}
+        } else {
+            end.echo_with(flood, restored);
+        }
+    })
+}
+
+fn held_in_a_flood(server: &Server) -> (Proxy, Wire) {
+    let proxy = Setup::new(&[server.address()])
+        .top(CONTROL)
+        .section("[migration]\nhold = \"60s\"")
+        .section("[log]\nlevel = \"debug\"")
+        .start();
+    let mut client = proxy.login("maria");
+    assert_eq!(proxy.ask(&["hold", "pod-0"]).0, 0);
+    proxy.wait_log(0, |line| line.raw.contains("bytes unasked"));
+    client.send(&query("SELECT 1"));
+    (proxy, client)
+}
+
+/// As many as the client gets before its answer, each in its order.
+fn count_notifications(client: &mut Wire) -> u32 {
+    let mut count = 0_u32;
+    for message in client.receive_through(b'Z') {
+        if message.tag == b'A' {
+            count += 1;
+            assert_eq!(message.body[..4], count.to_be_bytes());
+        }
+    }
+    count
+}
+
+#[test]
+fn a_server_that_says_too_much_has_not_gone() {
+    let server = flooding(8 * 1024, false);
+    let (proxy, mut client) = held_in_a_flood(&server);
+    assert_eq!(proxy.ask(&["release", "pod-0"]).0, 0);
+    assert_eq!(count_notifications(&mut client), 8 * 1024);
+    let finished = wait_finished(&proxy, 0);
+    assert_eq!(fates(&finished), [0, 1, 0]);
+}
+
+#[test]
+fn a_server_that_says_too_much_and_goes_has_gone() {
+    let server = flooding(1200, true);
+    let (proxy, mut client) = held_in_a_flood(&server);
+    let count = count_notifications(&mut client);
+    assert!((1000..=1200).contains(&count), "{count}");
+    assert_eq!(fates(&wait_finished(&proxy, 0)), [1, 0, 0]);
 }
 
 #[test]
