@@ -45,13 +45,14 @@ pub(super) fn hold(running: &mut Running<'_>, name: &str, wait: Option<Duration>
     // but who was too late.
     let mut asked = HashSet::new();
     let mut left = Vec::new();
-    loop {
+    let arriving = loop {
         let mut sessions = sessions_on(state, name);
         sessions.retain(|session| !session.is_held() && asked.insert(session.name().conn));
         if sessions.is_empty() {
-            let arriving = placed_on(state, name) > sessions_on(state, name).len();
-            if !arriving || Instant::now() >= deadline {
-                break;
+            // One that ends between the two counts is taken for a login until the next look.
+            let arriving = placed_on(state, name).saturating_sub(sessions_on(state, name).len());
+            if arriving == 0 || Instant::now() >= deadline {
+                break arriving;
             }
             std::thread::sleep(ARRIVAL_LOOK);
             continue;
@@ -77,18 +78,22 @@ pub(super) fn hold(running: &mut Running<'_>, name: &str, wait: Option<Duration>
             asked.retain(|conn| late.iter().all(|session| session.conn != *conn));
             std::thread::sleep(ARRIVAL_LOOK);
         }
-    }
+    };
     // Who has left meanwhile stands in nobody's way.
     left.retain(|session: &NotMoved| session.label != ReasonLabel::SessionEnded);
     for session in sessions_on(state, name) {
-        let name = session.name();
-        // Who has said goodbye stands in nobody's way.
-        let obstacle = session.view().forwarding.obstacle;
-        if obstacle == Some(Obstacle::TerminateSent) {
+        let (name, view) = (session.name(), session.view());
+        let last = view
+            .last_transfer
+            .as_ref()
+            .and_then(|last| last.reason.as_ref());
+        // Who has said goodbye stands in nobody's way, nor who has ended just now.
+        if view.forwarding.obstacle == Some(Obstacle::TerminateSent)
+            || last.is_some_and(|reason| reason.label == ReasonLabel::SessionEnded)
+        {
             continue;
         }
         if !session.is_held() && left.iter().all(|known| known.conn != name.conn) {
-            let view = session.view();
             let waits = || "it waits for its turn".to_owned();
             left.push(NotMoved {
                 conn: name.conn,
@@ -99,7 +104,6 @@ pub(super) fn hold(running: &mut Running<'_>, name: &str, wait: Option<Duration>
             });
         }
     }
-    let arriving = placed_on(state, name).saturating_sub(sessions_on(state, name).len());
     if !state.holds.is_commanded(backend.id) {
         return not_done(format!("backend {name} was released meanwhile"));
     }
