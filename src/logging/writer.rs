@@ -4,12 +4,16 @@
 //! So a stderr that nobody reads stops neither a session nor the end of the process:
 //! what does not fit is dropped and counted, and the count is written when there is
 //! room again.  What is repeated is counted by the same thread's clock.
+//!
+//! A line is written at once where none was a moment ago; else it waits for that moment's
+//! end, together with those that come meanwhile.  A thousand connections a second would
+//! else wake the thread two thousand times.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Write};
 use std::sync::Arc;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use log::Level;
 use parking_lot::{Condvar, Mutex};
@@ -19,6 +23,10 @@ use super::repeats::{Counted, Repeats};
 
 /// Lines that wait, together: some ten seconds of a busy proxy.
 const QUEUE_BYTES: usize = 4 * 1024 * 1024;
+/// Lines that are written together, but for a longer one alone.
+const BATCH_BYTES: usize = 64 * 1024;
+/// Between two writes.  Nobody who reads a log sees it.
+const REST: Duration = Duration::from_millis(5);
 
 #[derive(Debug, Default)]
 struct Queue {
@@ -26,8 +34,10 @@ struct Queue {
     bytes: usize,
     /// Lines that found no room since the last one that was told.
     dropped: u64,
-    /// The thread holds a line that it has not written yet.
+    /// The thread holds lines that it has not written yet.
     writing: bool,
+    /// It waits for some.
+    awaited: bool,
     repeats: Repeats,
     /// The process is about to end.
     ending: bool,
@@ -50,8 +60,8 @@ pub(super) struct LogWriter {
 }
 
 impl LogWriter {
-    /// Starts the thread that writes each line by `write`.  `tell` makes the line that
-    /// says how many were not written.
+    /// Starts the thread that writes by `write`, one or more whole lines each time.
+    /// `tell` makes the line that says how many were not written.
     ///
     /// # Errors
     /// There is no thread to be had.
@@ -64,8 +74,11 @@ impl LogWriter {
         thread::Builder::new()
             .name("log".to_owned())
             .spawn(move || {
+                let mut batch = Vec::new();
                 loop {
-                    write(&own.next(tell));
+                    own.next(tell, &mut batch);
+                    write(&batch);
+                    own.rest();
                 }
             })?;
         Ok(writer)
@@ -80,7 +93,9 @@ impl LogWriter {
         }
         queue.bytes += line.len();
         queue.lines.push_back(line.into());
-        self.changed.notify_all();
+        if std::mem::take(&mut queue.awaited) {
+            self.changed.notify_all();
+        }
     }
 
     /// Whether an event of this kind is to be written; else it is counted, and its line
@@ -106,8 +121,10 @@ impl LogWriter {
         self.changed.wait_while_until(&mut queue, pending, deadline);
     }
 
-    /// The next line; the last one counts as written.
-    fn next(&self, tell: fn(&Unwritten) -> String) -> Box<[u8]> {
+    /// The next lines; the last ones count as written.
+    fn next(&self, tell: fn(&Unwritten) -> String, batch: &mut Vec<u8>) {
+        batch.clear();
+        batch.shrink_to(BATCH_BYTES);
         let mut queue = self.queue.lock();
         queue.writing = false;
         loop {
@@ -127,21 +144,39 @@ impl LogWriter {
             if let Some(unwritten) = unwritten {
                 queue.writing = true;
                 drop(queue);
-                return tell(&unwritten).into_bytes().into();
+                batch.extend(tell(&unwritten).into_bytes());
+                return;
             }
-            if let Some(line) = queue.lines.pop_front() {
+            let fits = |batch: &[u8], line: &[u8]| {
+                batch.is_empty() || batch.len() + line.len() <= BATCH_BYTES
+            };
+            while queue.lines.front().is_some_and(|line| fits(batch, line)) {
+                let line = queue.lines.pop_front().unwrap_or_default();
                 queue.bytes -= line.len();
+                batch.extend(line);
+            }
+            if !batch.is_empty() {
                 queue.writing = true;
-                return line;
+                return;
             }
             self.changed.notify_all();
+            queue.awaited = true;
             match queue.repeats.next_due() {
                 Some(due) => {
                     self.changed.wait_until(&mut queue, due);
                 }
                 None => self.changed.wait(&mut queue),
             }
+            queue.awaited = false;
         }
+    }
+
+    /// Lets lines gather for a moment, unless it is the last.
+    fn rest(&self) {
+        let until = Instant::now() + REST;
+        let mut queue = self.queue.lock();
+        self.changed
+            .wait_while_until(&mut queue, |queue| !queue.ending, until);
     }
 }
 
