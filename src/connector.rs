@@ -2,6 +2,7 @@
 //!
 //! Every step stands under one deadline, name resolution included.
 
+mod in_clear;
 mod look;
 mod target;
 
@@ -23,6 +24,7 @@ use crate::resolver::Resolver;
 use crate::socket::{ReadDeadline, Socket};
 use crate::stream::Stream;
 use crate::tls::{self, ServerTlsContext, TlsContexts};
+use in_clear::InClear;
 pub(crate) use look::Probed;
 pub(crate) use target::{LoggedIn, Search, TargetError};
 
@@ -51,6 +53,7 @@ pub(crate) struct Connector {
     metrics: Arc<Metrics>,
     resolver: Arc<Resolver>,
     settings: RwLock<Settings>,
+    in_clear: InClear,
 }
 
 /// What a reload changes.
@@ -88,12 +91,14 @@ impl Connector {
             metrics,
             resolver: Arc::new(Resolver::new()),
             settings: RwLock::new(Settings::new(config, tls, passfile)),
+            in_clear: InClear::default(),
         }
     }
 
     /// Takes over a new configuration, for dials that begin later.
     pub(crate) fn configure(&self, config: &Config, tls: &TlsContexts, passfile: Option<Passfile>) {
         *self.settings.write() = Settings::new(config, tls, passfile);
+        self.in_clear.forget_all();
     }
 
     /// Who looks names up, on threads of its own.
@@ -266,6 +271,29 @@ impl Connector {
         read_deadline: &Arc<ReadDeadline>,
         deadline: Instant,
     ) -> Result<(FrameReader, Frame), Error> {
+        let known_clear = self.in_clear.is_known(address);
+        let answered = self.try_startup(address, startup, read_deadline, deadline);
+        match &answered {
+            // That may be for want of TLS.
+            Ok((_, first)) if first.backend_tag() == BackendTag::ERROR_RESPONSE => {}
+            Err(Error::Timeout { .. }) | Ok(_) => return answered,
+            Err(_) => {}
+        }
+        if !known_clear {
+            return answered;
+        }
+        drop(answered);
+        self.in_clear.forget(address);
+        self.try_startup(address, startup, read_deadline, deadline)
+    }
+
+    fn try_startup(
+        &self,
+        address: &Address,
+        startup: &[u8],
+        read_deadline: &Arc<ReadDeadline>,
+        deadline: Instant,
+    ) -> Result<(FrameReader, Frame), Error> {
         let stream = self.dial(address, read_deadline, deadline)?;
         stream
             .write_all(startup, Some(deadline))
@@ -312,12 +340,20 @@ impl Connector {
             )
         };
         let socket = dial_tcp()?;
+        if tls.may_stay_clear() && self.in_clear.is_known(address) {
+            return Ok(Arc::new(ServerTlsContext::connect_plain(socket)));
+        }
         let failed = |source| Error::io(Peer::Server, "negotiating TLS", source);
         let stream = match tls
             .connect(socket, &address.host, deadline)
             .map_err(failed)?
         {
-            tls::Negotiated::Stream(stream) => stream,
+            tls::Negotiated::Stream(stream) => {
+                if matches!(stream, Stream::Plain(_)) && tls.may_stay_clear() {
+                    self.in_clear.note(address);
+                }
+                stream
+            }
             tls::Negotiated::RetryPlain(error) => {
                 log::debug!(address:%, reason:% = error; "TLS failed, connecting without it");
                 let socket = dial_tcp()?;

@@ -65,6 +65,7 @@
 //! | `Session::last_transfer`, `Session::stays_told` | how its last order to move ended; why the log says that it cannot | – |
 //! | `TransferContext::parameters` (the processors' `Context::parameters`) | what one client was told | – |
 //! | `Balancer::backends` | backends and their sessions | – |
+//! | `InClear::refused` | servers that have just refused TLS | – |
 //! | `News::holding` | whether new clients wait for a server | – |
 //! | `Registry::entries`, `CancelKeys::keys` | who is here | – |
 //! | `Peers::others` | where the peers are: copied out, never held | – |

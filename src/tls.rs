@@ -285,6 +285,13 @@ impl ServerTlsContext {
         self.mode == SslMode::Prefer && self.has_authorities
     }
 
+    /// Whether a server that has just refused TLS need not be asked at once again: nobody
+    /// thinks of it as checked.
+    #[must_use]
+    pub(crate) fn may_stay_clear(&self) -> bool {
+        self.mode == SslMode::Prefer && !self.has_authorities
+    }
+
     /// Asks the server behind the new connection `socket` for TLS as `sslmode`
     /// demands, until `deadline`.  `host` is the backend's name or address as
     /// configured: sent as SNI (a name only) and looked for in the certificate

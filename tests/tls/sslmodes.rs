@@ -1,8 +1,10 @@
 //! libpq in front of the proxy, PostgreSQL with TLS behind it.
 
-use super::certs::authority;
-use super::rig::{Site, TLS_INSIDE, before_postgres, psql, secure};
+use super::certs::{authority, write_secret};
+use super::rig::{PLAIN_INSIDE, Site, TLS_INSIDE, before_postgres, psql, secure};
 use crate::support::message;
+use crate::support::poll_kernel;
+use crate::support::postgres::Cluster;
 use crate::support::proxy::Setup;
 use crate::support::wire::Wire;
 
@@ -128,4 +130,37 @@ fn libpq_needs_the_certificate_that_is_asked_for() {
         });
         assert!(line.get("reason").contains(reason), "{}", line.raw);
     }
+}
+
+#[test]
+fn a_server_that_begins_to_demand_tls_is_asked_again() {
+    let certificate = authority("servers").issue("127.0.0.1");
+    let cluster = Cluster::start(&[], |data| {
+        let pem = certificate.cert.to_pem().unwrap();
+        std::fs::write(data.join("server.crt"), pem).unwrap();
+        let key = certificate.key.private_key_to_pem_pkcs8().unwrap();
+        write_secret(&data.join("server.key"), &key);
+        let rules = "host all postgres all trust\nhostssl all anna all trust\n";
+        std::fs::write(data.join("pg_hba.conf"), rules).unwrap();
+    });
+    let mut operator = cluster.client();
+    operator.batch_execute("CREATE ROLE anna LOGIN").unwrap();
+    let proxy = before_postgres(&[cluster.address()]).start();
+    let refused = "no pg_hba.conf entry for host";
+    let came = psql(&proxy, "user=anna");
+    assert!(came.errors.contains(refused), "{came:?}");
+    let came = psql(&proxy, "user=postgres");
+    assert!(came.output.contains(PLAIN_INSIDE), "{came:?}");
+    // Neither needs a restart, so nothing ends that would tell the proxy.
+    operator.batch_execute("ALTER SYSTEM SET ssl = on").unwrap();
+    operator.batch_execute("SELECT pg_reload_conf()").unwrap();
+    poll_kernel(
+        || {
+            let row = cluster.client().query_one("SHOW ssl", &[]).unwrap();
+            row.get::<_, String>(0) == "on"
+        },
+        || "it does not begin to speak TLS".to_owned(),
+    );
+    let came = psql(&proxy, "user=anna");
+    assert!(came.output.contains(TLS_INSIDE), "{came:?}");
 }
