@@ -21,7 +21,8 @@ use crate::message::fatal_error;
 use crate::metrics::Event;
 use crate::proxy_state::ProxyState;
 use crate::startup::is_cancel_request;
-use crate::wake;
+use crate::threads::NoThread;
+use crate::unchecked;
 
 /// Connections that may wait for their accept: what a client pool opens at once.
 /// Beyond it the kernel drops them, and a client tries again after a second.
@@ -183,7 +184,7 @@ impl Acceptor {
     /// Until `close` is readable, and then as many as the kernel's queue holds.
     fn run(self, close: &OwnedFd) {
         // The sessions' threads are started from here, and inherit it.
-        wake::schedule_as_batch();
+        unchecked::schedule_as_batch();
         while !wait(&self.listener, close, None) {
             self.accept_one(close);
         }
@@ -238,14 +239,15 @@ impl Acceptor {
         let state = Arc::clone(&self.state);
         let spawned = self
             .state
-            .threads
-            .start(format!("request-{conn}"), move || {
+            .login_threads
+            .start(format!("login-{conn}"), move || {
                 connection::serve(&state, conn, stream, client, place);
             });
-        if let Err(error) = spawned {
+        if let Err(NoThread { source, work }) = spawned {
+            drop(work);
             self.state.metrics.count(Event::Refused);
             self.state.metrics.client_refused("no_thread");
-            log::warn!(conn, client:%, reason:% = error; "connection closed: no thread for it");
+            log::warn!(conn, client:%, reason:% = source; "connection closed: no thread for it");
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::session::send_final;
 use crate::session_name::SessionName;
 use crate::socket::{ReadDeadline, Socket};
 use crate::stream::Stream;
-use login::{Opened, open};
+use login::open;
 
 /// For the first packet of a connection that is only served if it cancels.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(1);
@@ -32,21 +32,6 @@ pub(crate) fn serve(
     client_address: SocketAddr,
     place: Place,
 ) {
-    if let Some(opened) = begin(state, conn, stream, client_address, place) {
-        opened.run(state);
-    }
-}
-
-/// All that comes before a session, which may be all there is.  Not part of its caller's
-/// frame, which stays on the stack for the session's life.
-#[inline(never)]
-fn begin(
-    state: &Arc<ProxyState>,
-    conn: u64,
-    stream: TcpStream,
-    client_address: SocketAddr,
-    place: Place,
-) -> Option<Box<Opened>> {
     let config = Arc::clone(&state.config.read());
     let patience = match &place {
         Place::Any(_) => config.handshake_timeout,
@@ -64,7 +49,7 @@ fn begin(
         // descriptor left, which the start has ruled out.
         Err(error) => {
             log::debug!(conn, client:% = client_address, reason:% = error; "connection closed");
-            return None;
+            return;
         }
     };
     place.handshake().set_closer(socket.read_closer());
@@ -74,7 +59,7 @@ fn begin(
         true => match proxy_header::read(&socket, deadline) {
             Ok(Origin::Client(address)) if !limits.admits(address.ip()) => {
                 state.refuse_network(conn, address);
-                return None;
+                return;
             }
             Ok(Origin::Client(address)) => {
                 place.handshake().set_address(address.ip());
@@ -83,13 +68,13 @@ fn begin(
             Ok(Origin::Proxy) => client_address,
             Ok(Origin::Gone) => {
                 log::debug!(conn, client:% = client_address; "connection closed before a PROXY header");
-                return None;
+                return;
             }
             Err(error) => {
                 let stream = Stream::Plain(socket);
                 let error = told(error, place.handshake());
                 refuse(state, &unnamed(conn, client_address), Some(&stream), &error);
-                return None;
+                return;
             }
         },
     };
@@ -141,14 +126,18 @@ fn begin(
                 Place::CancelOnly(_) => {
                     let error = Refusal::TooManyLogins.into();
                     refuse(state, &name, Some(&client), &error);
-                    return None;
+                    return;
                 }
             };
             handshake.set_waiting(false);
             let read_deadlines = (read_deadline, deadline);
             let from = (&handshake, client_address.ip());
             match open(state, &config, &name, admitted, from, read_deadlines) {
-                Ok(opened) => return opened,
+                Ok(Some(opened)) => {
+                    drop(handshake);
+                    opened.start(state);
+                }
+                Ok(None) => {}
                 Err(error) => refuse(state, &name, Some(&client), &told(error, &handshake)),
             }
         }
@@ -162,7 +151,6 @@ fn begin(
             );
         }
     }
-    None
 }
 
 /// A connection that has not said who it is.

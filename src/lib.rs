@@ -27,8 +27,9 @@
 //! | main | 1 | the signals' channel |
 //! | signals, ctrl-c | 1 each | the kernel |
 //! | accept | one a listener | accept |
-//! | request, response | one each a session (request-N, response-N); request also serves a connection before its login | recv, send, the gate |
-//! | spare | those of them whose session has ended, at most 64 | the next connection, a second at most |
+//! | login | one a connection until its session begins (login-N), and for good where no further thread is to be had | recv, send |
+//! | request, response | one each a session (request-N, response-N) | recv, send, the gate |
+//! | spare | those of the three whose work is done, at most 64 of login and of the others | the next connection, a second at most |
 //! | transfer | one a transfer (transfer-N), at most `workers` | reads until the transfer's deadline |
 //! | sweep | 1, where `[migration] capture` is "idle" or `idle_timeout` is set | its interval |
 //! | drain | 1, while backends are to be emptied | its interval |
@@ -54,7 +55,7 @@
 //! | `Workers::queue` | transfers under way and who waits for a place | – |
 //! | `ReadDeadline::parties` | one session's sockets, and its processors' threads until they end | – |
 //! | `Round::counts`, `Round::not_moved` | a round's outcomes | – |
-//! | `Threads::waiting` | threads that wait for work | – |
+//! | `Threads::idle` | threads that wait for work | – |
 //! | `Slot::next` | the work that one of them is given | – |
 //! | `Awaited::ended` | how a piece of work ended | – |
 //! | `ProxyState::draining` | the way to the thread that empties backends | – |
@@ -164,7 +165,7 @@ mod message;
 mod stream;
 mod socket;
 mod threads;
-mod wake;
+mod unchecked;
 mod error;
 
 /// What the binary and the tests use; no interface for anybody else.

@@ -60,8 +60,10 @@ pub(crate) struct ProxyState {
     pub users: Users,
     /// How many sessions each user and each database has.
     pub shares: Arc<Shares>,
-    /// For connections, and their sessions' responses.
-    pub threads: Arc<Threads>,
+    /// For connections until they are logged in.
+    pub login_threads: Arc<Threads>,
+    /// For sessions, two each.
+    pub session_threads: Arc<Threads>,
     /// Tells the thread that empties backends, where there is one.
     pub draining: Mutex<Option<Sender<DrainNews>>>,
 }

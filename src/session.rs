@@ -36,7 +36,6 @@ use crate::stream::Stream;
 use crate::threads::{Outcome, Threads};
 use crate::ticket::MoveTicket;
 use crate::transfer::TransferContext;
-use crate::wake;
 use crate::workers::{LastTransfer, Workers};
 use ahead::Ahead;
 pub(crate) use view::SessionView;
@@ -209,7 +208,7 @@ impl Session {
         let Err(error) = started else {
             return Some(responses);
         };
-        let error = Refusal::NoThread(error.to_string()).into();
+        let error = Refusal::NoThread(error.source.to_string()).into();
         self.set_reason(DisconnectReason::ProcessorExit(ProcessorExit::Failed(
             error,
         )));
@@ -220,8 +219,6 @@ impl Session {
 
     /// Runs the requests, and returns when both processors have ended.
     pub(crate) fn run_requests(&self, from_client: Vec<u8>, responses: Outcome<StreamPosition>) {
-        // What the login has touched of it, and the log.
-        wake::give_back_stack();
         let watcher = self
             .transfer
             .dialect

@@ -14,14 +14,26 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::unchecked;
+
 /// How long a thread waits for work.  Clients that connect anew for each query come
 /// sooner, and what it keeps meanwhile is its stack.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// So many wait at most, after a thousand clients have left at once.
 const MOST_WAITING: usize = 64;
+/// So many threads have left memory behind that it is worth to be given back.
+const CROWD: usize = 100;
 
 /// A piece of work.
 type Work = Box<dyn FnOnce() + Send>;
+
+/// There is no thread for it.
+pub(crate) struct NoThread {
+    /// As it was given: nothing of it is done.
+    pub work: Work,
+    /// Why there is none.
+    pub source: io::Error,
+}
 
 /// What one thread is to do next, and its name meanwhile.
 #[derive(Default)]
@@ -33,8 +45,28 @@ struct Slot {
 /// All threads of the kind.
 pub(crate) struct Threads {
     stack_bytes: usize,
+    idle: Mutex<Idle>,
+}
+
+/// Threads without work.
+#[derive(Default)]
+struct Idle {
     /// Who waits; the last has come last.
-    waiting: Mutex<Vec<Arc<Slot>>>,
+    slots: Vec<Arc<Slot>>,
+    /// Who has ended since memory was given back.
+    ended: usize,
+}
+
+impl Idle {
+    /// One ends.  Whether that was a crowd's last.
+    fn end(&mut self) -> bool {
+        self.ended += 1;
+        let was_last = self.slots.is_empty() && self.ended >= CROWD;
+        if was_last {
+            self.ended = 0;
+        }
+        was_last
+    }
 }
 
 impl Threads {
@@ -43,7 +75,7 @@ impl Threads {
     pub(crate) fn new(stack_bytes: usize) -> Arc<Self> {
         Arc::new(Self {
             stack_bytes,
-            waiting: Mutex::default(),
+            idle: Mutex::default(),
         })
     }
 
@@ -55,26 +87,33 @@ impl Threads {
         self: &Arc<Self>,
         name: String,
         work: impl FnOnce() + Send + 'static,
-    ) -> io::Result<()> {
-        let work = (name, Box::new(work) as Work);
-        let waiting = self.waiting.lock().pop();
-        if let Some(slot) = waiting {
-            *slot.next.lock() = Some(work);
-            slot.given.notify_one();
+    ) -> Result<(), NoThread> {
+        let waiting = self.idle.lock().slots.pop();
+        let is_new = waiting.is_none();
+        let slot = waiting.unwrap_or_default();
+        *slot.next.lock() = Some((name, Box::new(work)));
+        slot.given.notify_one();
+        if !is_new {
             return Ok(());
         }
-        let threads = Arc::clone(self);
-        thread::Builder::new()
+        let (threads, own) = (Arc::clone(self), Arc::clone(&slot));
+        let spawned = thread::Builder::new()
             .name("spare".to_owned())
             .stack_size(self.stack_bytes)
-            .spawn(move || threads.work(work))
-            .map(drop)
+            .spawn(move || threads.work(&own));
+        let Err(source) = spawned else {
+            return Ok(());
+        };
+        match slot.next.lock().take() {
+            Some((_, work)) => Err(NoThread { work, source }),
+            // Nobody else knows of the slot.
+            None => Ok(()),
+        }
     }
 
     /// A thread's life.
-    fn work(&self, first: (String, Work)) {
-        let slot = Arc::default();
-        let mut next = Some(first);
+    fn work(&self, slot: &Arc<Slot>) {
+        let mut next = slot.next.lock().take();
         while let Some((name, work)) = next {
             set_name(&name);
             // The hook reports it under the thread's first name.
@@ -82,13 +121,17 @@ impl Threads {
                 log::error!(thread = name; "thread panicked");
             }
             set_name("spare");
-            next = self.wait(&slot);
+            next = self.wait(slot);
+        }
+        if self.idle.lock().end() {
+            unchecked::give_back_heap();
         }
     }
 
     fn wait(&self, slot: &Arc<Slot>) -> Option<(String, Work)> {
         {
-            let mut waiting = self.waiting.lock();
+            let mut idle = self.idle.lock();
+            let waiting = &mut idle.slots;
             if waiting.len() == MOST_WAITING {
                 return None;
             }
@@ -103,12 +146,13 @@ impl Threads {
         }
         if next.is_none() {
             drop(next);
-            let mut waiting = self.waiting.lock();
+            let mut idle = self.idle.lock();
+            let waiting = &mut idle.slots;
             if let Some(place) = waiting.iter().position(|other| Arc::ptr_eq(other, slot)) {
                 waiting.remove(place);
                 return None;
             }
-            drop(waiting);
+            drop(idle);
             // Somebody has taken it off the list, and gives it work now.
             next = slot.next.lock();
             slot.given.wait_while(&mut next, |next| next.is_none());
@@ -215,11 +259,11 @@ mod tests {
     fn one_that_is_done_does_the_next_and_ends_when_none_comes() {
         let threads = Threads::new(STACK_BYTES);
         let first = id(&threads).unwrap();
-        wait_until(|| threads.waiting.lock().len() == 1);
+        wait_until(|| threads.idle.lock().slots.len() == 1);
         assert_eq!(id(&threads), Some(first));
         // Each thread has one of its own.
         wait_until(|| Arc::strong_count(&threads) == 1);
-        assert!(threads.waiting.lock().is_empty());
+        assert!(threads.idle.lock().slots.is_empty());
         assert_ne!(id(&threads), Some(first));
     }
 
@@ -233,8 +277,22 @@ mod tests {
         };
         assert!(threads.start("panics".to_owned(), work).is_ok());
         assert_eq!(outcome.wait(), None);
-        wait_until(|| threads.waiting.lock().len() == 1);
+        wait_until(|| threads.idle.lock().slots.len() == 1);
         assert!(id(&threads).is_some());
+    }
+
+    #[test]
+    fn what_finds_no_thread_comes_back() {
+        // More than there is.
+        let threads = Threads::new(1 << 46);
+        let (outcome, told) = Outcome::new();
+        let started = threads.start("never".to_owned(), move || told.tell(1));
+        let Err(NoThread { work, .. }) = started else {
+            panic!("a thread with such a stack");
+        };
+        assert!(threads.idle.lock().slots.is_empty());
+        work();
+        assert_eq!(outcome.wait(), Some(1));
     }
 
     #[test]
@@ -251,6 +309,6 @@ mod tests {
         }
         met.wait();
         wait_until(|| Arc::strong_count(&threads) <= MOST_WAITING + 1);
-        assert!(threads.waiting.lock().len() <= MOST_WAITING);
+        assert!(threads.idle.lock().slots.len() <= MOST_WAITING);
     }
 }

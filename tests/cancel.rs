@@ -25,8 +25,8 @@ fn cancel(proxy: &Proxy, key: &BackendKey) {
 /// cancel request still needs.
 fn wait_request_threads(proxy: &Proxy, threads: usize) {
     proxy.wait_threads(|names| {
-        let requests = names.iter().filter(|name| name.starts_with("request-"));
-        requests.count() == threads
+        let has_one = |name: &&String| name.starts_with("request-") || name.starts_with("login-");
+        names.iter().filter(has_one).count() == threads
     });
 }
 

@@ -103,14 +103,18 @@ impl Limited {
             .collect()
     }
 
-    /// Waits until so many connections have a thread, and none waits for work.
-    fn wait_request_threads(&self, wanted: usize) {
+    /// Waits until so many connections have a thread: sessions, and those that are not
+    /// logged in; and none waits for work.
+    fn wait_threads(&self, sessions: usize, logins: usize) {
         let has = |prefix: &str| {
             let threads = self.threads();
             threads.iter().filter(|it| it.starts_with(prefix)).count()
         };
         poll_kernel(
-            || has("request-") == wanted && has("spare") == 0,
+            || {
+                let found = (has("request-"), has("login-"), has("spare"));
+                found == (sessions, logins, 0)
+            },
             || format!("its threads are {:?}", self.threads()),
         );
     }
@@ -212,7 +216,7 @@ fn without_descriptors_sessions_stay_and_newcomers_wait() {
 #[test]
 fn without_threads_nothing_is_lost_and_nothing_begins() {
     let (mut proxy, address, mut clients, _servers) = three_sessions();
-    proxy.wait_request_threads(3);
+    proxy.wait_threads(3, 0);
     proxy.allow_threads(false);
     // A client that cannot be served is let go, a round does not begin, and each
     // says so in one line; twice, so that nothing is left behind by the first.
@@ -252,7 +256,7 @@ fn without_threads_nothing_is_lost_and_nothing_begins() {
 fn a_login_that_finds_no_second_thread_is_told() {
     let (proxy, address, mut clients, _servers) = three_sessions();
     let mut late = Wire::connect(address);
-    proxy.wait_request_threads(4);
+    proxy.wait_threads(3, 1);
     proxy.allow_threads(false);
     late.start(&[("user", "late")]);
     late.expect_error("FATAL", "53300");

@@ -26,6 +26,7 @@ use crate::shares::Share;
 use crate::socket::ReadDeadline;
 use crate::stage::Stage;
 use crate::startup::StartupPacket;
+use crate::threads::NoThread;
 use crate::transfer::TransferContext;
 use crate::users::Asking;
 
@@ -100,7 +101,7 @@ pub(super) fn open(
     admitted: Admitted,
     (handshake, address): (&Handshake, IpAddr),
     (read_deadline, deadline): (Arc<ReadDeadline>, Instant),
-) -> Result<Option<Box<Opened>>, Error> {
+) -> Result<Option<Opened>, Error> {
     let Admitted {
         mut client,
         mut startup,
@@ -239,18 +240,19 @@ pub(super) fn open(
         &state.missed_by_reload,
         &state.holds,
     );
-    Ok(Some(Box::new(Opened {
+    Ok(Some(Opened {
         session,
         key: client_key,
         from_client,
         from_server,
         permits,
-    })))
+    }))
 }
 
 impl Opened {
-    /// Forwards until the end, and cleans up.
-    pub(super) fn run(self, state: &Arc<ProxyState>) {
+    /// Has the session run by threads of its own, that have nothing of the login's on
+    /// their stacks and in their allocator's caches.
+    pub(super) fn start(self, state: &Arc<ProxyState>) {
         let Self {
             session,
             key,
@@ -259,9 +261,9 @@ impl Opened {
             permits,
         } = self;
         let opened = Instant::now();
-        let _gauge = state.metrics.hold(Gauge::SqlConns);
+        let gauge = state.metrics.hold(Gauge::SqlConns);
         state.metrics.count(Event::Successful);
-        let _key = key.and_then(|key| {
+        let key = key.and_then(|key| {
             state
                 .cancel_keys
                 .register(key, Arc::clone(&session) as Arc<dyn Cancellable>)
@@ -279,18 +281,30 @@ impl Opened {
             // Nobody takes it where the proxy is about to end.
             let _ = state.missed_by_reload.send(Arc::clone(&session));
         }
-        if let Some(responses) = session.start_responses(&state.threads, from_server) {
-            session.run_requests(from_client, responses);
+        let responses = session.start_responses(&state.session_threads, from_server);
+        let conn = session.name().conn;
+        let metrics = Arc::clone(&state.metrics);
+        let requests = move || {
+            if let Some(responses) = responses {
+                session.run_requests(from_client, responses);
+            }
+            drop((key, registered));
+            let Permits {
+                share,
+                session: permit,
+                connection,
+            } = permits;
+            // Before the log says so: who reads that may come at once.
+            drop((share, permit, gauge));
+            session.end(&metrics, opened.elapsed());
+            drop(connection);
+        };
+        let started = state
+            .session_threads
+            .start(format!("request-{conn}"), requests);
+        if let Err(NoThread { work, .. }) = started {
+            // A session costs two threads, and this one is there.
+            work();
         }
-        drop(registered);
-        let Permits {
-            share,
-            session: permit,
-            connection,
-        } = permits;
-        // Before the log says so: who reads that may come at once.
-        drop((share, permit));
-        session.end(&state.metrics, opened.elapsed());
-        drop(connection);
     }
 }

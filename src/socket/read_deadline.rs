@@ -34,7 +34,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
-use crate::wake;
+use crate::unchecked;
 
 /// The kernel rounds it up to its tick, 1 to 10 ms.
 const SMALLEST_TIMEOUT: Duration = Duration::from_micros(1);
@@ -54,7 +54,7 @@ pub struct ReadDeadline {
 #[derive(Debug, Default)]
 struct Parties {
     sockets: Vec<Arc<TimedStream>>,
-    readers: Vec<(ThreadId, wake::Thread)>,
+    readers: Vec<(ThreadId, unchecked::Thread)>,
 }
 
 impl ReadDeadline {
@@ -62,9 +62,9 @@ impl ReadDeadline {
     ///
     /// # Errors
     /// Where the process has a handler of its own for SIGURG, see
-    /// [`wake`].
+    /// [`unchecked`].
     pub fn new() -> io::Result<Arc<Self>> {
-        wake::install()?;
+        unchecked::install_handler()?;
         Ok(Arc::new(Self {
             past: AtomicBool::new(false),
             closed: AtomicBool::new(false),
@@ -137,7 +137,7 @@ impl ReadDeadline {
     #[must_use]
     pub fn register_reader(self: &Arc<Self>) -> Reader {
         let id = thread::current().id();
-        let thread = wake::Thread::current();
+        let thread = unchecked::Thread::current();
         self.parties.lock().readers.push((id, thread));
         Reader {
             deadline: Arc::clone(self),

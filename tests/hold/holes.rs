@@ -141,7 +141,7 @@ fn a_newcomer_that_gives_up_leaves_its_place() {
     // Who waits on is told of the end.
     let mut waiting = Wire::connect(proxy.address());
     waiting.send(&startup(VERSION_3_0, &[("user", USER)]));
-    let threads = |names: &[String]| names.iter().any(|name| name.trim_end() == "request-12");
+    let threads = |names: &[String]| names.iter().any(|name| name.trim_end() == "login-12");
     proxy.wait_threads(threads);
     proxy.signal(rustix::process::Signal::TERM);
     waiting.expect_error("FATAL", "57P01");

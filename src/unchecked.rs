@@ -1,7 +1,7 @@
-//! Ends the system call that another of our threads is blocked in, and says how
-//! a thread is scheduled that wakes up.
+//! What no safe interface offers: to end the system call that another of our threads is
+//! blocked in, to say how a thread is scheduled that wakes up, to give memory back.
 //!
-//! The former by a signal to that one thread, whose handler does nothing: what
+//! The first is a signal to that one thread, whose handler does nothing: what
 //! the kernel does is enough, since the call then returns `EINTR`.  The signal is SIGURG.
 //! It is ignored where no handler is installed, so that a stray one ends no
 //! process, and it cannot be refused: a real-time signal is, where the user's
@@ -10,10 +10,7 @@
 //!
 //! The only file with `unsafe` in it.  Knows nothing of sockets and deadlines.
 
-#![allow(
-    unsafe_code,
-    reason = "no safe interface sends a signal to a thread, or lets one interrupt a call"
-)]
+#![allow(unsafe_code, reason = "see the module, and each block")]
 
 use std::sync::OnceLock;
 
@@ -30,7 +27,7 @@ extern "C" fn handler(_: libc::c_int) {}
 ///
 /// # Errors
 /// `EBUSY` where the process has another handler for SIGURG.
-pub(crate) fn install() -> Result<(), Errno> {
+pub(crate) fn install_handler() -> Result<(), Errno> {
     static INSTALLED: OnceLock<Result<(), Errno>> = OnceLock::new();
     *INSTALLED.get_or_init(|| install_for(SIGNAL))
 }
@@ -109,30 +106,15 @@ pub(crate) fn schedule_as_batch() {
     };
 }
 
-/// Gives back what the calling thread has touched of its stack and uses no more: it
-/// becomes zeroes again, and no memory.
-///
-/// The caller's thread has a stack of 256 KiB or more, and uses less than half of it.
-pub(crate) fn give_back_stack() {
-    /// As deep as logins go, TLS included; less than what is there.
-    const GIVEN_BYTES: usize = 64 * 1024;
-    /// For this frame and the call below it, which is of one function.
-    const CALL_BYTES: usize = 1024;
-    let page = rustix::param::page_size();
-    let here = 0_u8;
-    let end = (&raw const here as usize - CALL_BYTES) / page * page;
-    // SAFETY: the range is the stack's, below all frames that are there: what it held
-    // belonged to calls that have returned.  A signal's frame comes before the call
-    // or behind it, never meanwhile.
-    let given = unsafe {
-        libc::syscall(
-            libc::SYS_madvise,
-            end - GIVEN_BYTES,
-            GIVEN_BYTES,
-            libc::MADV_DONTNEED,
-        )
-    };
-    debug_assert_eq!(given, 0, "the stack is smaller");
+/// Gives the heap's free pages back to the machine.  The allocator keeps what is not at
+/// the end of its heaps, in case that it is asked for as much again.
+pub(crate) fn give_back_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes a number.  It locks the allocator as each allocation does, and what
+    // it gives back is in nobody's use.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 #[cfg(test)]
