@@ -29,14 +29,25 @@ pub(crate) fn inherited_listeners() -> io::Result<Vec<TcpListener>> {
 
 /// Messages on their way to it; what finds no room is told with the next status.
 const MAX_MESSAGES: usize = 16;
+/// For the last of them, before the process ends.
+const LAST_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Tells it what the process is about; nobody, where it is not there.  By a thread of its
 /// own: one that does not read its socket stops nobody.
 #[derive(Debug)]
 pub(crate) struct ServiceManager {
-    /// How often it wants to hear, and the way there.
-    reader: Option<(Duration, Sender<String>)>,
+    reader: Option<Reader>,
     heard: Instant,
+}
+
+/// The way there.
+#[derive(Debug)]
+struct Reader {
+    /// How often it wants to hear.
+    interval: Duration,
+    messages: Sender<String>,
+    /// Closed when all of them are told.
+    told: Receiver<()>,
 }
 
 fn tell_all(messages: &Receiver<String>) {
@@ -64,11 +75,20 @@ impl ServiceManager {
         let watchdog = sd_notify::watchdog_enabled().map(|time| time / 2);
         let interval = watchdog.unwrap_or(STATUS_INTERVAL).min(STATUS_INTERVAL);
         let (messages, received) = crossbeam_channel::bounded(MAX_MESSAGES);
+        let (telling, told) = crossbeam_channel::bounded(0);
         thread::Builder::new()
             .name("notify".to_owned())
-            .spawn(move || tell_all(&received))?;
+            .spawn(move || {
+                tell_all(&received);
+                drop(telling);
+            })?;
+        let reader = Reader {
+            interval,
+            messages,
+            told,
+        };
         Ok(Self {
-            reader: Some((interval, messages)),
+            reader: Some(reader),
             heard,
         })
     }
@@ -93,8 +113,8 @@ impl ServiceManager {
     /// When it has to hear next.
     #[must_use]
     pub(crate) fn next(&self) -> Option<Instant> {
-        let (interval, _) = self.reader.as_ref()?;
-        Some(self.heard + *interval)
+        let reader = self.reader.as_ref()?;
+        Some(self.heard + reader.interval)
     }
 
     /// The thread that calls it goes on; `status` is what an operator reads.
@@ -106,9 +126,20 @@ impl ServiceManager {
     }
 
     fn tell(&self, states: &[NotifyState<'_>]) {
-        if let Some((_, messages)) = &self.reader {
+        if let Some(Reader { messages, .. }) = &self.reader {
             let lines: Vec<String> = states.iter().map(ToString::to_string).collect();
             let _ = messages.try_send(lines.join("\n"));
+        }
+    }
+}
+
+impl Drop for ServiceManager {
+    /// Waits a moment until all is told: the process's end would take the last with it,
+    /// which says that it is wanted.
+    fn drop(&mut self) {
+        if let Some(Reader { messages, told, .. }) = self.reader.take() {
+            drop(messages);
+            let _ = told.recv_timeout(LAST_PATIENCE);
         }
     }
 }
