@@ -9,6 +9,7 @@ mod capture;
 mod conversation;
 mod learning;
 mod restore;
+mod settings;
 mod sql;
 mod state;
 mod target;

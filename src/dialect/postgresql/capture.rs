@@ -9,8 +9,9 @@ use std::time::Duration;
 use super::super::Request;
 use super::Step;
 use super::batch::{Batch, BatchAnswer, BatchFailure, Row};
+use super::settings::Setting;
 use super::sql;
-use super::state::{Obstacle, Place, Setting, State, Statement, is_custom};
+use super::state::{Obstacle, Place, State, Statement, is_custom};
 use crate::frame::Frame;
 
 /// Settings that the batch overrides for itself, and that only the session's
@@ -171,12 +172,12 @@ pub(super) fn read_state<'a>(
                     if login.is_some() {
                         state.place.read_only = login.as_deref() == Some(b"on");
                     }
-                    let setting = Setting {
+                    state.settings.insert(Setting {
+                        name: &name,
                         // NULL is an empty text to set_config's reader.
-                        value: value.unwrap_or_default(),
+                        value: value.as_deref().unwrap_or_default(),
                         by_session: is_true(by_session.as_deref())?,
-                    };
-                    state.settings.insert(name, setting);
+                    });
                 }
                 Step::CustomSettings => {
                     let [Some(name), value] = exactly(row)? else {
@@ -200,16 +201,19 @@ pub(super) fn read_state<'a>(
     }
     for (name, value) in OVERRIDDEN.iter().zip(overridden) {
         if let Some(value) = value {
-            let by_session = false;
-            let setting = Setting { value, by_session };
-            state.settings.insert(name.as_bytes().to_vec(), setting);
+            state.settings.insert(Setting {
+                name: name.as_bytes(),
+                value: &value,
+                by_session: false,
+            });
         }
     }
+    state.settings.shrink();
     // One that a view shows is no custom one, whoever thinks so.
     let State {
         settings, custom, ..
     } = &mut state;
-    custom.retain(|name, _| is_custom(name) && !settings.contains_key(name));
+    custom.retain(|name, _| is_custom(name) && settings.get(name).is_none());
     Ok(state)
 }
 
@@ -253,9 +257,11 @@ fn read_place(row: Row, state: &mut State) -> Result<(), BatchFailure<Step>> {
         encoding,
     };
     for (name, value) in [("role", role), ("session_authorization", authorization)] {
-        let by_session = false;
-        let setting = Setting { value, by_session };
-        state.settings.insert(name.as_bytes().to_vec(), setting);
+        state.settings.insert(Setting {
+            name: name.as_bytes(),
+            value: &value,
+            by_session: false,
+        });
     }
     Ok(())
 }

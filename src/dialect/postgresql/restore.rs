@@ -110,7 +110,7 @@ fn changed_settings<'a>(
             let there = login.setting(name);
             let unloaded = there.is_none() && !wanted.custom.contains_key(name) && is_custom(name);
             let changed = by_session || (there != Some(value) && !unloaded);
-            changed.then_some((name.as_slice(), value.as_slice()))
+            changed.then_some((name, value))
         })
 }
 
@@ -143,16 +143,16 @@ fn prepare(
 #[allow(clippy::unwrap_used, reason = "a test")]
 mod tests {
     use super::*;
-    use crate::dialect::postgresql::state::Setting;
+    use crate::dialect::postgresql::settings::Setting;
 
     fn state(settings: &[(&str, &str, bool)]) -> State {
         let mut state = State::default();
         for (name, value, by_session) in settings {
-            let setting = Setting {
-                value: value.as_bytes().to_vec(),
+            state.settings.insert(Setting {
+                name: name.as_bytes(),
+                value: value.as_bytes(),
                 by_session: *by_session,
-            };
-            state.settings.insert(name.as_bytes().to_vec(), setting);
+            });
         }
         state
     }
@@ -163,8 +163,8 @@ mod tests {
         let text = String::from_utf8_lossy(&request.bytes).into_owned();
         let mut found: Vec<_> = wanted
             .settings
-            .keys()
-            .map(|name| String::from_utf8_lossy(name).into_owned())
+            .iter()
+            .map(|setting| String::from_utf8_lossy(setting.name).into_owned())
             .filter_map(|name| {
                 let parameter = format!("\0{}{name}\0\0\0", char::from(name.len() as u8));
                 Some((text.find(&parameter)?, name))

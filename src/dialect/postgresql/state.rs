@@ -7,14 +7,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use super::settings::Settings;
+
 /// What a session has that a new login would not have.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct State {
     /// Where it is.
     pub(super) place: Place,
     /// Every setting that a user may set, `role` and `session_authorization`
     /// among them.
-    pub(super) settings: BTreeMap<Vec<u8>, Setting>,
+    pub(super) settings: Settings,
     /// Settings that no view shows, of the names that were asked for; those
     /// without a value are absent.
     pub(super) custom: BTreeMap<Vec<u8>, Vec<u8>>,
@@ -41,15 +43,6 @@ pub(super) struct Place {
     pub(super) wal: u64,
     /// The database's encoding.
     pub(super) encoding: Vec<u8>,
-}
-
-/// A setting of pg_settings.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Setting {
-    /// Its value, as set_config takes it.
-    pub(super) value: Vec<u8>,
-    /// Whether the session itself has set it.
-    pub(super) by_session: bool,
 }
 
 /// A prepared statement.
@@ -149,15 +142,15 @@ impl State {
         let extension = self
             .settings
             .iter()
-            .filter(|(name, setting)| setting.by_session && is_custom(name))
-            .map(|(name, _)| name);
-        self.custom.keys().chain(extension).cloned().collect()
+            .filter(|setting| setting.by_session && is_custom(setting.name))
+            .map(|setting| setting.name.to_vec());
+        self.custom.keys().cloned().chain(extension).collect()
     }
 
     /// The value of a setting, whatever shows it.
-    pub(super) fn setting(&self, name: &[u8]) -> Option<&Vec<u8>> {
-        let shown = self.settings.get(name).map(|setting| &setting.value);
-        shown.or_else(|| self.custom.get(name))
+    pub(super) fn setting(&self, name: &[u8]) -> Option<&[u8]> {
+        let shown = self.settings.get(name);
+        shown.or_else(|| self.custom.get(name).map(Vec::as_slice))
     }
 
     /// The settings that a session has to have elsewhere: with their names,
@@ -165,13 +158,13 @@ impl State {
     ///
     /// An extension's setting that nobody has set appears with the first use of
     /// its library; a session that has not used it is no different for that.
-    pub(super) fn own_settings(&self) -> impl Iterator<Item = (&Vec<u8>, &Vec<u8>, bool)> {
+    pub(super) fn own_settings(&self) -> impl Iterator<Item = (&[u8], &[u8], bool)> {
         let shown = self
             .settings
             .iter()
-            .map(|(name, setting)| (name, &setting.value, setting.by_session));
-        let custom = self.custom.iter().map(|(name, value)| (name, value, false));
-        shown.chain(custom)
+            .map(|setting| (setting.name, setting.value, setting.by_session));
+        let custom = self.custom.iter();
+        shown.chain(custom.map(|(name, value)| (&**name, &**value, false)))
     }
 
     /// The first thing that `new` has otherwise.
@@ -183,7 +176,7 @@ impl State {
             let there = new.setting(name);
             let unloaded = there.is_none() && !by_session && !self.custom.contains_key(name);
             if there != Some(value) && !(unloaded && is_custom(name)) {
-                return Some(Difference::Setting(name.clone()));
+                return Some(Difference::Setting(name.to_vec()));
             }
         }
         let added = new.custom.keys().find(|name| self.setting(name).is_none());
