@@ -9,6 +9,7 @@ mod notifications;
 mod refusals;
 mod rounds;
 mod targets;
+mod unseen;
 mod walk;
 
 use std::sync::OnceLock;
