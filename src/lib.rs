@@ -29,7 +29,7 @@
 //! | accept | one a listener | accept |
 //! | login | one a connection until its session begins (login-N), and for good where no further thread is to be had | recv, send |
 //! | request, response | one each a session (request-N, response-N) | recv, send, the gate |
-//! | spare | those of the three whose work is done, at most 64 of login and of the others | the next connection, a second at most |
+//! | spare | those of login, of request and response, and of transfer whose work is done, at most 64 each | the next connection, a second at most |
 //! | transfer | one a transfer (transfer-N), at most `workers` | reads until the transfer's deadline |
 //! | sweep | 1, where `[migration] capture` is "idle" or `idle_timeout` is set | its interval |
 //! | drain | 1, while backends are to be emptied | its interval |

@@ -39,9 +39,8 @@ use crate::signals::Signal;
 use crate::stage::{Stage, Stages};
 use crate::status;
 use crate::sweep;
-use crate::threads::Threads;
+use crate::threads::{STACK_BYTES, Threads};
 use crate::tls::{BadFile, TlsContexts};
-use crate::transfer::STACK_BYTES;
 use crate::users::Users;
 
 /// Given to rounds for their outcomes, then to connections without a session, when

@@ -16,6 +16,8 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::unchecked;
 
+/// Stack of each of a session's threads; only what is used becomes resident.
+pub(crate) const STACK_BYTES: usize = 256 * 1024;
 /// How long a thread waits for work.  Clients that connect anew for each query come
 /// sooner, and what it keeps meanwhile is its stack.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -236,8 +238,6 @@ mod tests {
     use std::thread::ThreadId;
 
     use super::*;
-
-    const STACK_BYTES: usize = 256 * 1024;
 
     /// Has the thread's id told; how its work ended.
     fn id(threads: &Arc<Threads>) -> Option<ThreadId> {

@@ -52,9 +52,6 @@ pub(crate) use held::{Attempted, HeldTransfer, OldServerIs};
 use restore::Restored;
 use state_query::{NoState, OldServer};
 
-/// Stack of each of a session's threads; only what is used becomes resident.
-pub(crate) const STACK_BYTES: usize = 256 * 1024;
-
 /// What a transfer needs of a session, owned by both.
 pub(crate) struct TransferContext {
     /// How its servers give state out and take it back.

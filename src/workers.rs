@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 
 use crate::metrics::{Reason, TransferOutcome};
 use crate::rate::Rate;
+use crate::threads::{STACK_BYTES, Threads};
 use pace::Pace;
 
 /// How often [`Workers::look`] wants to be called while a round is under way.
@@ -88,6 +89,7 @@ pub(crate) const KEPT_FOR_HELD: usize = 4;
 /// The transfers' places and the queue for them.
 pub(crate) struct Workers {
     queue: Mutex<Queue>,
+    threads: Arc<Threads>,
 }
 
 /// Permission for one transfer.  Dropped, it serves the next in the queue.
@@ -107,7 +109,14 @@ impl Workers {
                 serving: false,
                 waiting: VecDeque::new(),
             }),
+            threads: Threads::new(STACK_BYTES),
         })
+    }
+
+    /// Where transfers run.
+    #[must_use]
+    pub(crate) const fn threads(&self) -> &Arc<Threads> {
+        &self.threads
     }
 
     /// Changes the limit; transfers under way are not touched.

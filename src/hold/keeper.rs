@@ -22,7 +22,8 @@ use crate::logging::{Milliseconds, event};
 use crate::message::TERMINATE;
 use crate::metrics::ReasonLabel;
 use crate::stream::Stream;
-use crate::transfer::{Attempted, OldServerIs, STACK_BYTES};
+use crate::threads::NoThread;
+use crate::transfer::{Attempted, OldServerIs};
 
 /// Between two looks at what no descriptor tells: a session that was closed, a backend
 /// that a prober has reached.
@@ -271,23 +272,21 @@ impl Keeper {
         let slot = Arc::new(Mutex::new(Some(held)));
         let taken = Arc::clone(&slot);
         let holds = Arc::clone(&self.holds);
-        let spawned = thread::Builder::new()
-            .name(format!("transfer-{conn}"))
-            .stack_size(STACK_BYTES)
-            .spawn(move || {
-                let held = taken.lock().take();
-                if let Some(held) = held {
-                    attempt(&holds, held);
-                }
-                drop(permit);
-                holds.wake();
-            });
+        let threads = self.holds.workers.threads();
+        let spawned = threads.start(format!("transfer-{conn}"), move || {
+            let held = taken.lock().take();
+            if let Some(held) = held {
+                attempt(&holds, held);
+            }
+            drop(permit);
+            holds.wake();
+        });
         match spawned {
-            Ok(_) => None,
-            Err(error) => {
-                log::warn!(reason:% = error; "no thread for a held session, it is tried again");
+            Ok(()) => None,
+            Err(NoThread { source, .. }) => {
+                log::warn!(reason:% = source; "no thread for a held session, it is tried again");
                 let held = slot.lock().take();
-                held.map(|held| put_off(held, error.to_string()))
+                held.map(|held| put_off(held, source.to_string()))
             }
         }
     }

@@ -1,7 +1,6 @@
 //! What is known of the session ahead, should its server go without a word.
 
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use super::Session;
@@ -10,7 +9,8 @@ use crate::disconnect::DisconnectReason;
 use crate::error::Refusal;
 use crate::forwarder::{Closing, Standing, Stillness, Traffic};
 use crate::hold::HeldSession;
-use crate::transfer::{self, Captured, NotCaptured, STACK_BYTES};
+use crate::threads::NoThread;
+use crate::transfer::{self, Captured, NotCaptured};
 use crate::workers::RetryOrder;
 
 /// A session that has written nothing for this long is idle.
@@ -141,31 +141,32 @@ impl Session {
         let Some(session) = self.this.upgrade() else {
             return true;
         };
-        let spawned = thread::Builder::new()
-            .name(format!("transfer-{}", self.name.conn))
-            .stack_size(STACK_BYTES)
-            .spawn(move || {
-                let config = Arc::clone(&session.config.read());
-                let (limits, login) = (&config.migration, config.login.method);
-                let captured = transfer::capture(
-                    suspension,
-                    &session.transfer,
-                    limits,
-                    login,
-                    |reason| session.tell_stays(&session.backend_name(), reason),
-                    |lost| session.lose(lost),
-                );
-                let mut ahead = session.ahead.lock();
-                if ahead.traffic == traffic {
-                    ahead.note(captured);
-                }
-                drop(ahead);
-                drop(permit);
-                // For an order that came meanwhile.
-                session.retry_order();
-            });
-        if let Err(error) = spawned {
-            log::debug!(conn = self.name.conn, reason:% = error; "no thread to capture an idle session");
+        let spawned =
+            self.workers
+                .threads()
+                .start(format!("transfer-{}", self.name.conn), move || {
+                    let config = Arc::clone(&session.config.read());
+                    let (limits, login) = (&config.migration, config.login.method);
+                    let captured = transfer::capture(
+                        suspension,
+                        &session.transfer,
+                        limits,
+                        login,
+                        |reason| session.tell_stays(&session.backend_name(), reason),
+                        |lost| session.lose(lost),
+                    );
+                    let mut ahead = session.ahead.lock();
+                    if ahead.traffic == traffic {
+                        ahead.note(captured);
+                    }
+                    drop(ahead);
+                    drop(permit);
+                    // For an order that came meanwhile.
+                    session.retry_order();
+                });
+        if let Err(NoThread { source, work }) = spawned {
+            drop(work);
+            log::debug!(conn = self.name.conn, reason:% = source; "no thread to capture an idle session");
             self.ahead.lock().note(Err(NotCaptured::Late));
         }
         true

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -16,8 +15,9 @@ use crate::logging::event;
 use crate::metrics::{Reason, ReasonLabel};
 use crate::round::{Aim, Movable, Round};
 use crate::server_conn::ServerConn;
+use crate::threads::NoThread;
 use crate::ticket::MoveTicket;
-use crate::transfer::{self, STACK_BYTES};
+use crate::transfer;
 use crate::workers::{LastTransfer, RetryOrder};
 
 impl RetryOrder for Session {
@@ -199,32 +199,32 @@ impl Session {
         // Outlives a failed spawn, which drops its closure.
         let slot = Arc::new(Mutex::new(Some(ready)));
         let taken = Arc::clone(&slot);
-        let spawned = thread::Builder::new()
-            .name(format!("transfer-{}", self.name.conn))
-            .stack_size(STACK_BYTES)
-            .spawn(move || {
-                let ready = taken.lock().take();
-                if let Some(ready) = ready {
-                    let config = Arc::clone(&session.config.read());
-                    let (limits, login) = (&config.migration, config.login.method);
-                    let before = session.backend();
-                    let held = transfer::run(ready, &session.transfer, limits, login, |lost| {
-                        HeldSession::lose(&*session, lost);
-                    });
-                    if let Some(held) = held {
-                        let holds = Arc::clone(&session.holds);
-                        holds.hold(&(session as Arc<dyn HeldSession>), held);
-                        return;
+        let spawned =
+            self.workers
+                .threads()
+                .start(format!("transfer-{}", self.name.conn), move || {
+                    let ready = taken.lock().take();
+                    if let Some(ready) = ready {
+                        let config = Arc::clone(&session.config.read());
+                        let (limits, login) = (&config.migration, config.login.method);
+                        let before = session.backend();
+                        let held = transfer::run(ready, &session.transfer, limits, login, |lost| {
+                            HeldSession::lose(&*session, lost);
+                        });
+                        if let Some(held) = held {
+                            let holds = Arc::clone(&session.holds);
+                            holds.hold(&(session as Arc<dyn HeldSession>), held);
+                            return;
+                        }
+                        if session.backend() != before && session.must_leave() {
+                            // A reload came meanwhile, whose round took it for moved.
+                            let _ = session.missed_by_reload.send(Arc::clone(&session));
+                        }
+                        // For an order that came meanwhile.
+                        session.retry_order();
                     }
-                    if session.backend() != before && session.must_leave() {
-                        // A reload came meanwhile, whose round took it for moved.
-                        let _ = session.missed_by_reload.send(Arc::clone(&session));
-                    }
-                    // For an order that came meanwhile.
-                    session.retry_order();
-                }
-            });
-        if let Err(error) = spawned
+                });
+        if let Err(NoThread { source, .. }) = spawned
             && let Some(Ready {
                 suspension,
                 ticket,
@@ -233,7 +233,7 @@ impl Session {
             }) = slot.lock().take()
         {
             drop(suspension);
-            let text = format!("no thread for the transfer: {error}");
+            let text = format!("no thread for the transfer: {source}");
             ticket.give_up(Reason::new(ReasonLabel::NoThread, text));
             drop(permit);
             // Ends: each time round gives one waiting order up.
