@@ -1,7 +1,7 @@
 //! A client that does no more than it must, so that its own cost is small: for idle
 //! connections and for bulk.
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
@@ -82,7 +82,11 @@ impl Client {
         let mut bytes = 0;
         let mut last = AUTHENTICATION;
         while last != wanted || self.inside > 0 || !self.begun.is_empty() {
-            let count = self.stream.read(&mut buffer)?;
+            let count = match self.stream.read(&mut buffer) {
+                // Whoever asks for the end is listened to between two messages.
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                count => count?,
+            };
             if count == 0 {
                 return failed("the connection has ended");
             }

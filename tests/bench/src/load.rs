@@ -1,12 +1,13 @@
 //! The loads, and what one of them tells of one peer.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use demo::postgresql::{self, run};
-use demo::{Result, Stop};
+use demo::{Result, Stop, children};
 
 use crate::client::Client;
 use crate::machine::cpu_time;
@@ -164,35 +165,38 @@ struct Done {
 }
 
 /// Makes the tables and reads them once, so that no load finds them cold.
-pub(crate) fn prepare(server: &Peer, options: &Options) -> Result<()> {
-    run(pgbench_command(server, &options.postgres).args(["-i", "-q", "-s", SCALE]))?;
-    Client::connect(server.address)?.query("COPY pgbench_accounts TO STDOUT")?;
+pub(crate) fn prepare(server: SocketAddr, options: &Options) -> Result<()> {
+    run(pgbench_command(server, &options.postgres)?.args(["-i", "-q", "-s", SCALE]))?;
+    Client::connect(server)?.query("COPY pgbench_accounts TO STDOUT")?;
     Ok(())
 }
 
-fn pgbench_command(peer: &Peer, programs: &Path) -> Command {
-    let mut command = Command::new(programs.join("pgbench"));
+/// pgbench as a client of `server`; it ends with this process.
+pub(crate) fn pgbench_command(server: SocketAddr, programs: &Path) -> Result<Command> {
+    let mut command = children::command(&programs.join("pgbench"))?;
     command
-        .env("PGHOST", peer.address.ip().to_string())
-        .env("PGPORT", peer.address.port().to_string())
+        .env("PGHOST", server.ip().to_string())
+        .env("PGPORT", server.port().to_string())
         .env("PGUSER", postgresql::USER)
         .env("PGDATABASE", "postgres");
-    command
+    Ok(command)
+}
+
+/// The number behind `label` in what pgbench has said.
+pub(crate) fn pgbench_number(said: &str, label: &str) -> Result<f64> {
+    let found = said.split_once(label);
+    let word = found.and_then(|(_, rest)| rest.split_whitespace().next());
+    let number = word.and_then(|word| word.parse().ok());
+    number.ok_or_else(|| Stop::Failed(format!("pgbench does not tell {label:?}: {said}")))
 }
 
 fn pgbench(peer: &Peer, options: &Options, arguments: &[&str]) -> Result<Done> {
-    let said = run(pgbench_command(peer, &options.postgres)
+    let said = run(pgbench_command(peer.address, &options.postgres)?
         .args(["-n", "-S", "-T", &options.time.as_secs().to_string()])
         .args(arguments))?;
-    let number = |label: &str| {
-        let found = said.split_once(label);
-        let word = found.and_then(|(_, rest)| rest.split_whitespace().next());
-        let number = word.and_then(|word| word.parse::<f64>().ok());
-        number.ok_or_else(|| Stop::Failed(format!("pgbench does not tell {label:?}: {said}")))
-    };
     Ok(Done {
-        count: number("transactions actually processed:")?,
-        rate: number("tps =")?,
+        count: pgbench_number(&said, "transactions actually processed:")?,
+        rate: pgbench_number(&said, "tps =")?,
     })
 }
 

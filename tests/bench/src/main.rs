@@ -3,8 +3,10 @@
 //! One PostgreSQL and one process of each proxy, all on loopback.  Each load is put on
 //! each of them in turn, round after round, so that what else the machine does meets all
 //! alike; a figure is the median over the rounds, a ratio that of the ratios within each
-//! round.  `scripts/bench` builds the programs and runs this one.
+//! round.  With `--moves` it measures what moving sessions costs instead, see `moves`.
+//! `scripts/bench` builds the programs and runs this one.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,6 +22,7 @@ mod client;
 mod idle;
 mod load;
 mod machine;
+mod moves;
 mod options;
 mod peers;
 mod plot;
@@ -69,7 +72,15 @@ fn run() -> Result<()> {
     let directory = tempfile::Builder::new()
         .prefix("sqlproxy-bench-")
         .tempdir()?;
-    let mut server = Server::make(&options.postgres, directory.path())?;
+    match options.moves {
+        true => moves::run(&options, directory.path(), &stop),
+        false => compare(&options, directory.path(), stop),
+    }
+}
+
+/// All loads before all peers.
+fn compare(options: &Options, directory: &Path, stop: Arc<AtomicBool>) -> Result<()> {
+    let mut server = Server::make(&options.postgres, directory)?;
     let connections = format!("max_connections={}", MAX_CLIENTS + 100);
     server.start(&["shared_buffers=256MB", &connections])?;
 
@@ -84,25 +95,25 @@ fn run() -> Result<()> {
             check_stop(&stop)?;
             eprintln!("idle: {}", kind.name());
             let clients = options.idle_clients;
-            let idle = idle::measure(kind, server.address(), directory.path(), clients)?;
+            let idle = idle::measure(kind, server.address(), directory, clients)?;
             samples.idle.push((kind.name().to_owned(), idle));
         }
     }
     let mut peers = Vec::new();
     for kind in &kinds {
-        peers.push(kind.start(server.address(), directory.path())?);
+        peers.push(kind.start(server.address(), directory)?);
     }
     if let Some(direct) = peers.first() {
-        load::prepare(direct, &options)?;
+        load::prepare(direct.address, options)?;
     }
     let mut run = Run {
         patience: options.patience,
-        options: &options,
+        options,
         peers,
         samples,
         stop,
     };
-    for load in Load::all(&options) {
+    for load in Load::all(options) {
         for round in 0..options.rounds {
             run.round(load, round)?;
         }
@@ -111,7 +122,7 @@ fn run() -> Result<()> {
     if samples.is_empty() {
         return failed("no load has that in its name");
     }
-    print!("{}", table::markdown(&samples, &options));
+    print!("{}", table::markdown(&samples, options));
     if let Some(file) = &options.samples {
         std::fs::write(file, samples.to_tsv())?;
     }

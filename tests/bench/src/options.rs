@@ -9,6 +9,8 @@ use demo::Stop;
 pub(crate) struct Options {
     /// The directory with PostgreSQL's programs.
     pub(crate) postgres: PathBuf,
+    /// What moving costs, instead of what forwarding does.
+    pub(crate) moves: bool,
     pub(crate) quick: bool,
     pub(crate) rounds: usize,
     /// Of one load before one peer.
@@ -33,13 +35,15 @@ impl Options {
     fn read(mut parser: lexopt::Parser) -> Result<Self, lexopt::Error> {
         use lexopt::prelude::*;
 
-        let (mut postgres, mut quick, mut rounds, mut seconds) = (None, false, None, None);
+        let (mut postgres, mut moves, mut quick) = (None, false, false);
+        let (mut rounds, mut seconds) = (None, None);
         let (mut only, mut beside, mut patience) = (Vec::new(), Vec::new(), None);
         let (mut samples, mut plot) = (None, None);
         while let Some(option) = parser.next()? {
             match option {
                 // Given by the script.
                 Long("postgres") => postgres = Some(parser.value()?.into()),
+                Long("moves") => moves = true,
                 Long("quick") => quick = true,
                 Long("rounds") => rounds = Some(parser.value()?.parse()?),
                 Long("seconds") => seconds = Some(parser.value()?.parse()?),
@@ -51,13 +55,22 @@ impl Options {
                 other => return Err(other.unexpected()),
             }
         }
-        let rounds = rounds.unwrap_or(if quick { 2 } else { 5 });
-        let seconds = seconds.unwrap_or(if quick { 1 } else { 2 });
+        let rounds = rounds.unwrap_or(if quick && !moves { 2 } else { 5 });
+        let seconds = seconds.unwrap_or(match (moves, quick) {
+            (false, true) => 1,
+            (false, false) | (true, true) => 2,
+            // The slowest of a thousand transactions has to be met often enough.
+            (true, false) => 5,
+        });
         if rounds == 0 || seconds == 0 {
             return Err("a figure takes a round and a second at least".into());
         }
+        if moves && (samples.is_some() || patience.is_some() || !beside.is_empty()) {
+            return Err("--samples, --patience and --beside are not for --moves".into());
+        }
         Ok(Self {
             postgres: postgres.ok_or("--postgres is missing: run scripts/bench")?,
+            moves,
             quick,
             rounds,
             time: Duration::from_secs(seconds),

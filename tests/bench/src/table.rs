@@ -17,7 +17,7 @@ fn ratio(spread: Spread) -> String {
     format!("{median:.2} ({least:.2}–{most:.2})")
 }
 
-fn absolute(value: f64) -> String {
+pub(crate) fn absolute(value: f64) -> String {
     match value {
         value if value < 10.0 => format!("{value:.2}"),
         value if value < 100.0 => format!("{value:.1}"),
@@ -25,7 +25,7 @@ fn absolute(value: f64) -> String {
     }
 }
 
-fn row(out: &mut String, cells: impl IntoIterator<Item = String>) {
+pub(crate) fn row(out: &mut String, cells: impl IntoIterator<Item = String>) {
     for cell in cells {
         // Writing to a String cannot fail.
         let _ = write!(out, "| {cell} ");

@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 use std::io::{BufRead as _, BufReader, Read};
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::thread;
@@ -189,20 +189,15 @@ impl Child {
         arguments: &[String],
         events: &Sender<Event>,
     ) -> Result<Self> {
-        let own = std::env::current_exe()?;
-        let path: PathBuf = own.with_file_name(program);
+        let path: PathBuf = std::env::current_exe()?.with_file_name(program);
         if !path.is_file() {
             return failed(format!("{} has not been built", path.display()));
         }
-        let mut process = Command::new(own)
-            .arg(AS_CHILD)
-            .arg(std::process::id().to_string())
-            .arg(&path)
+        let mut process = command(&path)?
             .args(arguments)
             // The lines that are waited for are at this level.
             .env("RUST_LOG", "info")
             .env("RUST_LOG_STYLE", "never")
-            .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -215,6 +210,12 @@ impl Child {
             name: name.to_owned(),
             process,
         })
+    }
+
+    /// What it was started as.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Its process id.
@@ -271,6 +272,21 @@ fn follow(log: impl Read, name: &str, events: &Sender<Event>) {
     let _ = events.send(Event::Ended {
         child: name.to_owned(),
     });
+}
+
+/// Runs `program`, which ends with the caller's process and hears of no Ctrl-C.
+///
+/// # Errors
+///
+/// The caller's own program cannot be found.
+pub fn command(program: &Path) -> Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command
+        .arg(AS_CHILD)
+        .arg(std::process::id().to_string())
+        .arg(program)
+        .process_group(0);
+    Ok(command)
 }
 
 /// Turns this process into `program`, to be ended with its parent.
