@@ -9,7 +9,8 @@ use std::process::Command;
 use demo::Result;
 use rustix::process::{Resource, getrlimit};
 
-/// Socket, database and its log.
+/// Socket, database and its log.  The clients and the ways to distant pods, which are in
+/// this process, have no more.
 const POD_FILES: u64 = 3;
 /// Two in the proxy, one in a pod.
 const THREADS: u64 = 3;

@@ -20,7 +20,9 @@ use crate::table::{absolute, row};
 
 /// The servers' names in the proxy's file, and the hosts where the one server listens.
 const HOSTS: [(&str, [u8; 4]); 2] = [("pg-a", [127, 0, 0, 1]), ("pg-b", [127, 0, 0, 2])];
-const SCRIPTS: [Script; 2] = [Script::Select, Script::TpcB];
+const SCRIPTS: [Script; 3] = [Script::Select, Script::Paced, Script::TpcB];
+/// Those of the turn before may still be on their way out.
+const MAX_SESSIONS: usize = 4 * CLIENTS;
 /// Between two looks whether pgbench has ended.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -48,7 +50,7 @@ pub(crate) fn run(setting: &Setting<'_>) -> Result<()> {
         address: SocketAddr::from((host, server.address().port())),
     });
     let head = "dialect = \"postgresql\"\n\n[login]\nmethod = \"trust\"\n";
-    let file = proxy_file(&directory, CLIENTS + 1, head, &backends)?;
+    let file = proxy_file(&directory, MAX_SESSIONS, head, &backends)?;
     let proxy = stage.start_proxy(&file)?;
 
     let mut all = Vec::new();

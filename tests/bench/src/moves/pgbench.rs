@@ -15,11 +15,16 @@ use crate::moves::quantile::quantile;
 /// Its clients, in one thread, as many as the other loads have in the middle.
 pub(crate) const CLIENTS: usize = 8;
 
+/// Transactions a second that leave cores idle.
+const PACE: &str = "2000";
+
 /// What each client runs again and again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Script {
-    /// One SELECT.
+    /// One SELECT, as fast as it goes.
     Select,
+    /// The same, [`PACE`] of all clients a second.
+    Paced,
     /// A transaction of seven statements.
     TpcB,
 }
@@ -28,6 +33,7 @@ impl Script {
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Select => "select-only",
+            Self::Paced => "select-only, 2,000 a second",
             Self::TpcB => "TPC-B",
         }
     }
@@ -35,8 +41,16 @@ impl Script {
     /// pgbench's name for it.
     const fn builtin(self) -> &'static str {
         match self {
-            Self::Select => "select-only",
+            Self::Select | Self::Paced => "select-only",
             Self::TpcB => "tpcb-like",
+        }
+    }
+
+    /// A latency then counts from the moment when its transaction was due.
+    const fn pace(self) -> &'static [&'static str] {
+        match self {
+            Self::Paced => &["--rate", PACE],
+            Self::Select | Self::TpcB => &[],
         }
     }
 }
@@ -76,6 +90,7 @@ impl Run {
         );
         let process = pgbench_command(server, &setting.options.postgres)?
             .args(["-n", "-b", script.builtin(), "-c", &clients, "-T", &seconds])
+            .args(script.pace())
             .args(["--log", "--log-prefix", &prefix])
             .stdin(Stdio::null())
             .stdout(said.try_clone()?)
