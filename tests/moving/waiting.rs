@@ -246,9 +246,13 @@ fn a_session_that_was_busy_when_its_turn_came_gets_another() {
 #[test]
 fn no_more_transfers_are_under_way_than_there_are_workers() {
     let mut held = Held::start(&["slow", "as slow"]);
+    let queued = || Scrape::of(&held.proxy).get("proxy_balancer_rebalance_queued");
+    poll_kernel(
+        || queued() == OTHERS as f64,
+        || format!("{} are queued", queued()),
+    );
     let scrape = Scrape::of(&held.proxy);
     assert_eq!(scrape.get("proxy_balancer_rebalance_running"), 2.0);
-    assert_eq!(scrape.get("proxy_balancer_rebalance_queued"), OTHERS as f64);
     // Who only waits for a worker is not held.
     for client in held.clients.iter_mut().skip(2) {
         assert_eq!(client.value("SELECT 'alive'"), "alive");

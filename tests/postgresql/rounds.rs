@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::cluster;
 use super::kinds::{PROBES, data, together};
@@ -48,18 +48,32 @@ fn pgbench_loses_nothing_while_its_sessions_are_moved() {
     assert!(made.status.success(), "{made:?}");
     let proxy = setup(&cluster).patient().start();
     let clients = PGBENCH_CLIENTS.to_string();
-    // Few transactions a second, so that they last for all the moves.
-    let arguments = ["-n", "-c", &clients, "-T", "20", "-R", "40", "-M"];
-    let running: Vec<_> = ["simple", "extended", "prepared"]
+    // For as long as all the moves take.
+    let arguments = ["-n", "-c", &clients, "-T", "600", "-R", "40", "-M"];
+    let (pids, running): (Vec<_>, Vec<_>) = ["simple", "extended", "prepared"]
         .iter()
         .map(|protocol| {
             let arguments = [arguments.as_slice(), &[protocol]].concat();
-            let child = pgbench(&arguments, proxy.address().port()).spawn();
-            thread::spawn(move || child.unwrap().wait_with_output().unwrap())
+            let child = pgbench(&arguments, proxy.address().port()).spawn().unwrap();
+            let pid = Pid::from_child(&child);
+            (
+                pid,
+                thread::spawn(move || child.wait_with_output().unwrap()),
+            )
         })
-        .collect();
+        .unzip();
     let mut moves = BTreeMap::<u64, usize>::new();
+    let mut is_over = false;
     while !running.iter().all(thread::JoinHandle::is_finished) {
+        let moved = moves.values().filter(|moves| **moves >= PGBENCH_MOVES);
+        if moved.count() >= 3 * PGBENCH_CLIENTS && !is_over {
+            is_over = true;
+            for pid in &pids {
+                // Its own clock's: the transaction that runs is the last (pgbench.c,
+                // `handle_sig_alarm`).
+                kill_process(*pid, Signal::ALARM).unwrap();
+            }
+        }
         for transfer in proxy.migrate().transfers {
             if transfer.outcome == Outcome::Success {
                 *moves.entry(transfer.conn).or_default() += 1;
