@@ -11,6 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::cluster;
 use super::kinds::{PROBES, data, together};
 use super::mover::Session;
+use crate::support::poll_kernel;
 use crate::support::postgres::{Cluster, USER, binary};
 use crate::support::proxy::{Outcome, Proxy, Setup};
 
@@ -274,6 +275,44 @@ fn no_notification_is_lost_between_two_addresses_of_one_server() {
         let number: usize = std::str::from_utf8(payload).unwrap().parse().unwrap();
         seen[number] = true;
     }
+}
+
+#[test]
+fn a_late_cancel_that_meets_the_question_keeps_no_session_back() {
+    let cluster = Cluster::start(&[], |_| {});
+    let proxy = setup(&cluster).start();
+    let mut session = login(&proxy);
+    let pid = session.wire.value("SELECT pg_backend_pid()");
+    let (mut locking, mut other) = (cluster.client(), cluster.client());
+    // In the middle of what the proxy asks for.
+    let mut lock = locking.transaction().unwrap();
+    lock.batch_execute("LOCK TABLE pg_catalog.pg_cursors")
+        .unwrap();
+    let position = proxy.log().position();
+    proxy.signal(Signal::USR1);
+    let sql = format!("SELECT waitstart::text FROM pg_locks WHERE pid = {pid} AND NOT granted");
+    let mut waits = || -> Option<String> {
+        let row = other.query_opt(&sql, &[]).unwrap()?;
+        row.get(0)
+    };
+    let mut first = None;
+    poll_kernel(
+        || {
+            first = waits();
+            first.is_some()
+        },
+        || "the proxy does not ask".to_owned(),
+    );
+    cluster
+        .client()
+        .batch_execute(&format!("SELECT pg_cancel_backend({pid})"))
+        .unwrap();
+    poll_kernel(
+        || waits().is_some_and(|again| Some(again) != first),
+        || "the proxy does not ask again".to_owned(),
+    );
+    lock.commit().unwrap();
+    proxy.wait_round(position).assert_all_moved(1);
 }
 
 #[test]

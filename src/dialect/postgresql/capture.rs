@@ -122,15 +122,25 @@ pub(super) fn guard(batch: &mut Batch<Step>, timeout: Duration) {
     batch.execute(Step::Guard, second.as_bytes(), &[]);
 }
 
+/// `query_canceled` (errcodes.txt).
+const QUERY_CANCELED: &str = "57014";
+
 /// Whether the batch failed by the session's own statement_timeout before it
-/// could set another, or by a late cancel request of the client's: it has done
-/// nothing, and may be sent again.
+/// could set another: it has done nothing, and may be sent again.
 pub(super) fn is_worth_retrying(failure: &BatchFailure<Step>) -> bool {
-    /// `query_canceled` (errcodes.txt).
-    const QUERY_CANCELED: &str = "57014";
     matches!(
         failure,
         BatchFailure::Error { step: Step::Guard, sqlstate, .. } if sqlstate == QUERY_CANCELED
+    )
+}
+
+/// Whether the question for the state failed like that, or by a cancel request of the
+/// client's, which can be late and meet any of its steps.  It changes nothing, and may be
+/// asked again as long as there is time: without, its own limit is what has ended it.
+pub(super) fn is_worth_asking_again(failure: &BatchFailure<Step>, left: Duration) -> bool {
+    matches!(
+        failure,
+        BatchFailure::Error { sqlstate, .. } if sqlstate == QUERY_CANCELED && !left.is_zero()
     )
 }
 

@@ -13,7 +13,9 @@ use super::super::{
 };
 use super::Step;
 use super::batch::{BatchAnswer, BatchFailure};
-use super::capture::{CaptureOptions, Extent, capture, is_worth_retrying, read_state};
+use super::capture::{
+    CaptureOptions, Extent, capture, is_worth_asking_again, is_worth_retrying, read_state,
+};
 use super::restore::{restore, restore_unnamed};
 use super::state::State;
 use super::target::{WrongTarget, check};
@@ -21,8 +23,8 @@ use crate::message::{FrontendTag, put_message};
 use crate::parameters::Parameters;
 use crate::startup::StartupPacket;
 
-/// How often a batch is sent again that its session's own statement_timeout has
-/// cut short: at 1 ms hardly one of a hundred needs it.
+/// How often a batch is sent that its session's own statement_timeout or its client's late
+/// cancel has cut short: at 1 ms hardly one of a hundred needs a second time.
 const ATTEMPTS: usize = 10;
 
 /// Between two looks at a server that has not replayed everything yet.
@@ -154,7 +156,7 @@ impl Conversation<Box<dyn SessionState>> for Question {
     ) -> Result<Turn<Box<dyn SessionState>>, BadAnswer> {
         let pending = self.pending.take().ok_or(UNASKED)?;
         let state = match read_state(pending, &mut answer.frames()) {
-            Err(failure) if is_worth_retrying(&failure) && self.attempts < ATTEMPTS => {
+            Err(failure) if is_worth_asking_again(&failure, left) && self.attempts < ATTEMPTS => {
                 return self.begin(left).map(Turn::Ask);
             }
             state => state?,
