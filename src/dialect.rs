@@ -263,6 +263,11 @@ pub trait SessionState: Send {
     /// Puts into the session's startup packet what the new server lets it in by.
     fn prepare_login(&self, startup: &mut StartupPacket);
 
+    /// Whether it hears what other sessions of its server send it.
+    fn listens(&self) -> bool {
+        false
+    }
+
     /// What the new server should let it in by, for the error where it asks for
     /// a password instead.
     fn login_by(&self) -> &'static str;

@@ -15,6 +15,10 @@
 //! | alive | released, or held for as long as it may be | goes on where it was |
 //! | gone | held for as long as it may be | FATAL 57P01 |
 //! | – | its client leaves, the proxy ends, it is killed | ended |
+//!
+//! A server that has restarted tells what is sent to a channel only to those who listen
+//! by then.  So the sessions that listen are brought back first; the others, and new
+//! clients, wait until each of them has been tried once.
 
 mod book;
 mod keeper;
@@ -371,8 +375,9 @@ impl Holds {
         let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
     }
 
-    /// Ends the holds that are over.  True: the keeper has nothing left to do.
-    fn settle(&self, none_kept: bool, now: Instant) -> bool {
+    /// Ends the holds that are over, where no session is `awaited` before new clients may
+    /// come.  True: the keeper has nothing left to do.
+    fn settle(&self, none_kept: bool, awaited: bool, now: Instant) -> bool {
         let balancer = self.connector.balancer();
         let mut over = Vec::new();
         let mut book = self.book.lock();
@@ -383,7 +388,7 @@ impl Holds {
             let returned = hold.gone.is_some_and(|gone| balancer.reached_on(id, gone));
             if hold
                 .command_until
-                .is_some_and(|until| returned || now >= until)
+                .is_some_and(|until| (returned && !awaited) || now >= until)
             {
                 hold.command_until = None;
                 over.push((id, None));

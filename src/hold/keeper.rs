@@ -47,6 +47,8 @@ pub(super) struct Keeper {
     holds: Arc<Holds>,
     held: Vec<Held>,
     probes: HashMap<BackendId, Probe>,
+    /// Shared with each attempt to bring back a session that listens.
+    listeners: Arc<()>,
 }
 
 /// What the sockets of a session say.
@@ -64,6 +66,7 @@ impl Keeper {
             holds,
             held: Vec::new(),
             probes: HashMap::new(),
+            listeners: Arc::default(),
         }
     }
 
@@ -75,7 +78,8 @@ impl Keeper {
             self.take_arrived();
             self.act(&released, now);
             self.probe(now);
-            if self.holds.settle(self.held.is_empty(), now) {
+            let none_kept = self.held.is_empty();
+            if self.holds.settle(none_kept, self.awaits_listeners(), now) {
                 return;
             }
         }
@@ -183,14 +187,25 @@ impl Keeper {
     }
 
     fn act(&mut self, released: &HashMap<BackendId, Instant>, now: Instant) {
+        let listeners_first = self.awaits_listeners();
         for held in std::mem::take(&mut self.held) {
-            if let Some(held) = self.settle(held, released, now) {
+            if let Some(held) = self.settle(held, released, now)
+                && let Some(held) = self.bring_back(held, listeners_first, now)
+            {
                 self.held.push(held);
             }
         }
     }
 
-    /// Lets a session go where it may; returns it where it stays held.
+    /// Whether a session that listens has lost its server and has not been tried since.
+    fn awaits_listeners(&self) -> bool {
+        let is_awaited = |held: &Held| {
+            held.refused.is_none() && held.transfer.is_server_gone() && held.transfer.listens()
+        };
+        Arc::strong_count(&self.listeners) > 1 || self.held.iter().any(is_awaited)
+    }
+
+    /// Lets a session go that need not be held any longer; returns it where it stays held.
     fn settle(
         &self,
         mut held: Held,
@@ -241,7 +256,14 @@ impl Keeper {
             place.finish(Fate::Lost);
             return None;
         }
-        if now < held.next_attempt || !self.has_server(&held) {
+        Some(held)
+    }
+
+    /// Begins to bring a session to a server that may take it now; returns it where there
+    /// is none, or where others go first.
+    fn bring_back(&self, held: Held, listeners_first: bool, now: Instant) -> Option<Held> {
+        let follows = listeners_first && held.transfer.is_server_gone() && !held.transfer.listens();
+        if follows || now < held.next_attempt || !self.has_server(&held) {
             return Some(held);
         }
         self.start(held)
@@ -268,6 +290,7 @@ impl Keeper {
             return Some(held);
         };
         let conn = held.place.session.name().conn;
+        let listener = held.transfer.listens().then(|| Arc::clone(&self.listeners));
         // Outlives a failed spawn, which drops its closure.
         let slot = Arc::new(Mutex::new(Some(held)));
         let taken = Arc::clone(&slot);
@@ -278,7 +301,7 @@ impl Keeper {
             if let Some(held) = held {
                 attempt(&holds, held);
             }
-            drop(permit);
+            drop((permit, listener));
             holds.wake();
         });
         match spawned {

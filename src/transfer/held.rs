@@ -133,6 +133,12 @@ impl HeldTransfer {
         self.old_server = OldServerIs::Gone;
     }
 
+    /// Whether the session listens to others.
+    #[must_use]
+    pub(crate) fn listens(&self) -> bool {
+        self.state.listens()
+    }
+
     /// Reads what the old server has said; waits for nothing.
     pub(crate) fn look(&mut self, context: &TransferContext) {
         match self.old_server {

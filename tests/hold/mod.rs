@@ -4,6 +4,7 @@ mod ahead;
 mod cockroachdb;
 mod holes;
 mod limits;
+mod listeners;
 mod postgresql;
 
 use std::process::{Child, Command, Stdio};

@@ -193,6 +193,10 @@ impl SessionState for Captured {
 
     fn prepare_login(&self, _startup: &mut StartupPacket) {}
 
+    fn listens(&self) -> bool {
+        !self.state.channels.is_empty()
+    }
+
     fn login_by(&self) -> &'static str {
         self.login.lets_in_by()
     }
