@@ -6,6 +6,7 @@
 # shellcheck shell=bash
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
+pgjdbc_jar=/usr/share/java/postgresql.jar
 started=$SECONDS
 step_name=
 
@@ -59,8 +60,8 @@ postgres_bin() {
 }
 
 # Prints the Debian package of everything in "$@" that is not there.
-# Known things: bzip2 cc chromium dpkg-dev haproxy libssl man openssl pgbouncer pkg-config postgresql python3
-# systemd venv.
+# Known things: bzip2 cc chromium dpkg-dev haproxy jdk libssl man node npm openssl pgbouncer
+# pgjdbc pkg-config postgresql python3 systemd venv.
 missing_packages() {
     local thing
     for thing in "$@"; do
@@ -92,6 +93,12 @@ missing_packages() {
         man) command -v man >/dev/null || echo man-db ;;
         systemd) [ -x /lib/systemd/systemd ] || echo systemd ;;
         venv) python3 -c 'import ensurepip' 2>/dev/null || echo python3 python3-venv ;;
+        # pg asks for 16; Debian has a newer one.
+        node) node -e 'process.exit(Number(parseInt(process.version.slice(1)) < 16))' 2>/dev/null || echo nodejs ;;
+        npm) npm --version >/dev/null 2>&1 || echo npm ;;
+        # A Java that compiles what it runs, not a runtime alone.
+        jdk) java --list-modules 2>/dev/null | grep '^jdk\.compiler' >/dev/null || echo default-jdk-headless ;;
+        pgjdbc) [ -e "$pgjdbc_jar" ] || echo libpostgresql-jdbc-java ;;
         *)
             echo "missing_packages: unknown thing: $thing" >&2
             return 1
@@ -188,7 +195,7 @@ need_psycopg() {
 
 # Puts a python3 first in PATH that has the drivers of tests/drivers, one of our own below
 # the target directory: their versions are those that were looked at.
-need_drivers() {
+need_python_drivers() {
     local venv stamp
     venv=$(target_directory)/drivers
     stamp=$venv/installed
@@ -266,6 +273,22 @@ need_cargo_deb() {
             --root "$tools" --target-dir "$tools/build" cargo-deb </dev/null
         rm -r "$tools/build"
     fi
+}
+
+# Lets node find node-postgres in a directory of our own, in the versions of its lock file.
+need_node_postgres() {
+    local modules source=tests/drivers/node-postgres
+    modules=$(target_directory)/node-postgres
+    if ! cmp -s "$source/package-lock.json" "$modules/installed"; then
+        need_packages npm
+        say "installing: node-postgres, into $modules"
+        mkdir -p "$modules"
+        cp "$source/package.json" "$source/package-lock.json" "$modules"
+        npm ci --prefix "$modules" --loglevel=error --ignore-scripts --no-audit --no-fund \
+            </dev/null >/dev/null
+        cp "$source/package-lock.json" "$modules/installed"
+    fi
+    export NODE_PATH=$modules/node_modules
 }
 
 # Prints where cargo puts what it builds, whatever variable or file decides it.

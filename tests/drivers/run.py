@@ -1,231 +1,225 @@
-"""Real Python drivers through the proxy, while their sessions are moved and held.
+"""Real drivers through the proxy, while their sessions are moved and held.
 
-usage: run.py POSTGRESQL_PROGRAMS SQLPROXY
+usage: run.py POSTGRESQL_PROGRAMS SQLPROXY TOKIO_POSTGRES [DRIVER...]
+
+node finds its modules by NODE_PATH, java its driver by CLASSPATH, Python by its path.
 """
 
-import asyncio
-import datetime
-import decimal
+import pathlib
 import sys
 import time
 import traceback
 
-import asyncpg
-import pg8000.dbapi
 import psycopg
-import psycopg2
-import sqlalchemy
 
-from stage import Rounds, Stage
+from program import Program, Work
+from stage import PASSWORD, Rounds, Stage
 
-# Moves that a scenario goes on for, at the least.
-MOVES = 40
+HERE = pathlib.Path(__file__).parent
 
-VALUES = (7, "text ä 日本", decimal.Decimal("1.50"), True, datetime.date(2024, 2, 29))
-TYPES = "SELECT %s::int, %s::text, %s::numeric, %s::bool, %s::date"
-
-
-def dsn(stage):
-    return f"host=127.0.0.1 port={stage.port} user=postgres dbname=postgres sslmode=disable"
-
-
-def until_moved(stage, once):
-    """Calls `once` again and again until its session has been moved often enough."""
-    goal = stage.moves() + MOVES
-    deadline = time.monotonic() + 60
-    while stage.moves() < goal:
-        once()
-        assert time.monotonic() < deadline, "its session is not moved"
+STEPS = [
+    "settings", "statements", "types", "errors", "copy_in", "copy_out", "failing_copy",
+    "cancel", "cursor", "notifications", "batch",
+]
+# Each step goes on until every session of the driver has been moved that often.
+STEP_MOVES = 6
+# While the driver works.
+RESTARTS = 5
 
 
-def with_psycopg(stage):
-    with psycopg.connect(dsn(stage), autocommit=True, prepare_threshold=1) as client:
-        client.execute("SET application_name = 'psycopg'")
-        client.execute("CREATE TEMPORARY TABLE IF NOT EXISTS gone (a int)")
-        client.execute("DROP TABLE gone")
-        client.execute("CREATE TABLE IF NOT EXISTS copied (a int)")
+class Driver:
+    """How a driver is started, how many sessions it has, and what it has no way to do."""
 
-        def once():
-            assert client.execute(TYPES, VALUES).fetchone() == VALUES
-            with client.pipeline():
-                answers = [client.execute("SELECT %s::int", (n,)) for n in range(20)]
-            assert [a.fetchone()[0] for a in answers] == list(range(20))
-            with client.transaction():
-                client.execute("TRUNCATE copied")
-                with client.cursor().copy("COPY copied FROM STDIN") as copy:
-                    for number in range(100):
-                        copy.write_row((number,))
-                with client.cursor(name="server_side") as cursor:
-                    cursor.itersize = 10
-                    found = cursor.execute("SELECT a FROM copied ORDER BY a")
-                    assert [row[0] for row in found] == list(range(100))
-            try:
-                with client.cursor().copy("COPY copied FROM STDIN") as copy:
-                    copy.write(b"no number\n")
-                raise AssertionError("a wrong COPY is taken")
-            except psycopg.errors.InvalidTextRepresentation:
-                pass
-            assert client.execute("SHOW application_name").fetchone() == ("psycopg",)
-
-        until_moved(stage, once)
-        with psycopg.connect(dsn(stage), autocommit=True) as other:
-            client.execute("LISTEN news")
-            goal = stage.moves() + 4
-            sent = 0
-            while stage.moves() < goal:
-                other.execute("SELECT pg_notify('news', %s)", (str(sent),))
-                sent += 1
-            heard = set()
-            for notify in client.notifies(timeout=10, stop_after=None):
-                heard.add(int(notify.payload))
-                if len(heard) == sent:
-                    break
-            assert heard == set(range(sent)), f"{sent} sent, heard {sorted(heard)}"
+    def __init__(self, name, command, sessions=2, without=()):
+        self.name = name
+        self.command = command
+        self.sessions = sessions
+        self.steps = [step for step in STEPS if step not in without]
+        assert len(self.steps) + len(without) == len(STEPS)
 
 
-def with_psycopg2(stage):
-    client = psycopg2.connect(dsn(stage))
-    client.autocommit = True
-    cursor = client.cursor()
-    cursor.execute("PREPARE kept AS SELECT $1::int + 1")
+def drivers(tokio_postgres):
+    # The small compiler alone, and no threads beside: this runs for seconds, on two cores.
+    java = ["java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]
+    copies = ["copy_in", "copy_out", "failing_copy"]
 
-    def once():
-        cursor.execute(TYPES, VALUES)
-        assert cursor.fetchone() == VALUES
-        cursor.execute("EXECUTE kept (41)")
-        assert cursor.fetchone() == (42,)
+    def python(file):
+        return [sys.executable, HERE / "python" / file]
+
+    node = ["node", "--no-deprecation", HERE / "node-postgres" / "driver.js"]
+    pool_without = [*copies, "cancel", "notifications"]
+
+    return [
+        Driver("psycopg", python("with_psycopg.py")),
+        Driver("psycopg2", python("with_psycopg2.py")),
+        Driver("asyncpg", python("with_asyncpg.py")),
+        Driver("pg8000", python("with_pg8000.py"), without=["cancel"]),
+        Driver("sqlalchemy", python("with_sqlalchemy.py"), sessions=3, without=pool_without),
+        Driver("node-postgres", node, sessions=3),
+        Driver("pgjdbc", [*java, HERE / "pgjdbc" / "Driver.java"]),
+        Driver("tokio-postgres", [tokio_postgres]),
+    ]
+
+
+def without_the_proxy(stage, driver):
+    """What the steps expect is what PostgreSQL does by itself."""
+    with Program(driver.name, driver.command, stage.pg_port, PASSWORD) as program:
+        program.answer()
+        for step in driver.steps:
+            program.run(step)
+        program.close()
+
+
+def while_moved(stage, driver, program):
+    """Each step again and again, until it has met enough moves."""
+    for step in driver.steps:
+        before = stage.sessions(driver.name, lambda one: one.moves)
+        deadline = time.monotonic() + 60
+        while True:
+            program.run(step)
+            after = stage.sessions(driver.name, lambda one: one.moves)
+            same_sessions(program, before, after)
+            moved = [after[conn] - before[conn] for conn in before]
+            if min(moved) >= STEP_MOVES:
+                break
+            assert time.monotonic() < deadline, f"{program.name}, step {step}: moved {moved}"
+
+
+def while_held(stage, driver, program):
+    """Each step is begun while the sessions are held, and ends after the restart."""
+    for step in driver.steps:
+        before = stage.sessions(driver.name, lambda one: one.restored)
+        stage.hold()
+        program.ask(step)
+        stage.restart()
+        program.answer()
+        restored(stage, driver, program, before)
+        for kept in ["settings", "statements"]:
+            program.run(kept)
+
+
+def at_work(stage, driver, program):
+    """The server restarts under a driver that goes on with one step after the other.
+
+    Not with a cancel: while one session is held, another cannot stop what keeps the next
+    from being held.
+    """
+    steps = [step for step in driver.steps if step != "cancel"]
+    with Work(program, steps) as work:
+        for _ in range(RESTARTS):
+            work.go_on(len(steps))
+            before = stage.sessions(driver.name, lambda one: one.restored)
+            stage.hold()
+            stage.restart()
+            restored(stage, driver, program, before)
+
+
+def restored(stage, driver, program, before):
+    """Waits until each session is back, and no hold is left."""
+
+    def now():
+        return stage.sessions(driver.name, lambda one: one.restored)
+
+    goal = {conn: count + 1 for conn, count in before.items()}
+    stage.log.wait(lambda: now() == goal, f"{program.name}, step {program.step}: restored")
+    stage.release()
+
+
+def same_sessions(program, before, after):
+    """No driver may help itself by a new connection."""
+    assert before and before.keys() == after.keys(), (
+        f"{program.name}, step {program.step}: its sessions were {[*before]}, are {[*after]}"
+    )
+
+
+def none_lost(stage):
+    assert stage.losses == 0, f"{stage.losses} sessions were lost"
+
+
+def wrong_password(stage, driver):
+    """It is the proxy that asks, and it does not let everybody in."""
+    try:
+        psycopg.connect(
+            host="127.0.0.1", port=stage.port, user=driver.name, dbname="postgres",
+            password="another", sslmode="disable",
+        ).close()
+        raise AssertionError("a wrong password is taken")
+    except psycopg.OperationalError as error:
+        assert "password authentication failed" in str(error), error
+
+
+class Board:
+    """Runs scenarios, tells each one's outcome and counts the failed."""
+
+    def __init__(self):
+        self.failed = 0
+
+    def run(self, stage, name, scenario):
+        before, began = stage.moves, time.monotonic()
         try:
-            cursor.execute("SELECT 1 / 0")
-            raise AssertionError("no error")
-        except psycopg2.errors.DivisionByZero:
-            pass
-
-    until_moved(stage, once)
-    client.close()
-
-
-def with_pg8000(stage):
-    client = pg8000.dbapi.connect(
-        user="postgres", host="127.0.0.1", port=stage.port, database="postgres"
-    )
-    client.autocommit = True
-    cursor = client.cursor()
-
-    def once():
-        cursor.execute(TYPES, VALUES)
-        assert tuple(cursor.fetchone()) == VALUES
-        client.autocommit = False
-        cursor.execute("SELECT count(*) FROM pg_class")
-        assert cursor.fetchone()[0] > 0
-        client.commit()
-        client.autocommit = True
-
-    until_moved(stage, once)
-    client.close()
+            scenario()
+        except Exception as error:
+            print(f"FAILED  {name}: {error}", flush=True)
+            traceback.print_exc()
+            print("".join(stage.log.last), file=sys.stderr, flush=True)
+            self.failed += 1
+            return False
+        took = time.monotonic() - began
+        print(f"ok      {name}: {stage.moves - before} moves, {took:.1f} s", flush=True)
+        return True
 
 
-def with_sqlalchemy(stage):
-    url = f"postgresql+psycopg://postgres@127.0.0.1:{stage.port}/postgres"
-    engine = sqlalchemy.create_engine(url, pool_size=3)
-    table = sqlalchemy.Table(
-        "orders", sqlalchemy.MetaData(),
-        sqlalchemy.Column("id", sqlalchemy.Integer, primary_key=True),
-        sqlalchemy.Column("what", sqlalchemy.Text),
-    )
-    table.create(engine)
+def play(board, stage, driver, left_out=()):
+    """One driver's process through all scenarios; the first failure ends it."""
+    with Program(driver.name, driver.command, stage.port, PASSWORD) as program:
 
-    def once():
-        with engine.begin() as client:
-            client.execute(table.insert(), [{"what": str(n)} for n in range(5)])
-            found = client.execute(sqlalchemy.select(table.c.what).limit(5)).scalars().all()
-            assert found == ["0", "1", "2", "3", "4"]
+        def connects():
+            program.answer()
+            # The log may tell of a session just after its client has been told.
+            stage.log.wait(
+                lambda: len(stage.sessions(driver.name, lambda one: one)) == driver.sessions,
+                f"{driver.sessions} sessions of {driver.name}",
+            )
 
-    until_moved(stage, once)
-    engine.dispose()
+        def moved():
+            with Rounds(stage):
+                while_moved(stage, driver, program)
 
-
-async def asyncpg_scenario(stage):
-    client = await asyncpg.connect(
-        user="postgres", host="127.0.0.1", port=stage.port, database="postgres", ssl=False
-    )
-    sql = "SELECT $1::int, $2::text, $3::numeric, $4::bool, $5::date"
-    goal = stage.moves() + MOVES
-    deadline = time.monotonic() + 60
-    while stage.moves() < goal:
-        assert tuple(await client.fetchrow(sql, *VALUES)) == VALUES
-        async with client.transaction():
-            rows = [row["n"] async for row in client.cursor("SELECT generate_series(1, 120) n")]
-            assert rows == list(range(1, 121))
-        # A cancel meets its own query, and never the next one.
-        try:
-            await client.execute("SELECT pg_sleep(60)", timeout=0.05)
-            raise AssertionError("it slept for a minute")
-        except asyncio.TimeoutError:
-            pass
-        await client.fetchval("SELECT pg_sleep(0.002)")
-        assert time.monotonic() < deadline, "its session is not moved"
-    await client.close()
+        known = {
+            "connects": connects,
+            "is moved": moved,
+            "is held, step by step": lambda: while_held(stage, driver, program),
+            f"works through {RESTARTS} restarts": lambda: at_work(stage, driver, program),
+            "ends": program.close,
+        }
+        return all(
+            board.run(stage, f"{driver.name} {name}", scenario)
+            for name, scenario in known.items()
+            if name not in left_out
+        )
 
 
-def with_asyncpg(stage):
-    asyncio.run(asyncpg_scenario(stage))
-
-
-def through_restarts(stage):
-    """A session of each driver is held while the server restarts, five times."""
-    one = psycopg.connect(dsn(stage), autocommit=True, prepare_threshold=1)
-    two = psycopg2.connect(dsn(stage))
-    two.autocommit = True
-    three = pg8000.dbapi.connect(
-        user="postgres", host="127.0.0.1", port=stage.port, database="postgres"
-    )
-    three.autocommit = True
-    one.execute("SET application_name = 'one'")
-    two.cursor().execute("SET application_name = 'two'")
-    three.cursor().execute("SET application_name = 'three'")
-    for _ in range(5):
-        for backend in ["one", "two"]:
-            held = stage.command("hold", backend, "--wait", "30s")
-            assert held.returncode == 0, held.stdout + held.stderr
-        stage.stop_server()
-        stage.start_server()
-        for _ in range(3):
-            assert one.execute("SELECT %s::int", (7,)).fetchone() == (7,)
-        for client, name in [(one, "one"), (two, "two"), (three, "three")]:
-            cursor = client.cursor()
-            cursor.execute("SELECT current_setting('application_name')")
-            assert cursor.fetchone()[0] == name
-        for backend in ["one", "two"]:
-            stage.command("release", backend)
-    for client in [one, two, three]:
-        client.close()
-
-
-SCENARIOS = [with_psycopg, with_psycopg2, with_pg8000, with_sqlalchemy, with_asyncpg]
-
-
-def main(programs, sqlproxy):
-    failed = 0
-    with Stage(programs, sqlproxy) as stage:
-        for scenario in [*SCENARIOS, through_restarts]:
-            name = scenario.__name__.replace("_", " ")
-            before, began = stage.moves(), time.monotonic()
-            try:
-                if scenario is through_restarts:
-                    scenario(stage)
-                else:
-                    with Rounds(stage):
-                        scenario(stage)
-                took = time.monotonic() - began
-                print(f"ok      {name}: {stage.moves() - before} moves, {took:.1f} s", flush=True)
-            except Exception:
-                failed += 1
-                print(f"FAILED  {name}", flush=True)
-                traceback.print_exc()
-        if stage.losses():
-            failed += 1
-            print(f"FAILED  {stage.losses()} sessions were lost", flush=True)
-    return failed
+def main(postgresql, sqlproxy, tokio_postgres, *names):
+    known = drivers(tokio_postgres)
+    unknown = set(names) - {one.name for one in known}
+    assert not unknown, f"no drivers: {', '.join(unknown)}"
+    chosen = [one for one in known if not names or one.name in names]
+    users = [one.name for one in chosen]
+    board = Board()
+    two = ["127.0.0.1", "127.0.0.2"]
+    with Stage(postgresql, sqlproxy, "trust", two, users) as stage:
+        print("\none server on two addresses, the proxy's login by trust", flush=True)
+        for driver in chosen:
+            if board.run(stage, f"{driver.name} alone", lambda: without_the_proxy(stage, driver)):
+                play(board, stage, driver)
+        board.run(stage, "no session lost", lambda: none_lost(stage))
+    with Stage(postgresql, sqlproxy, "scram", ["127.0.0.1"], users) as stage:
+        print("\none server on one address, the clients' login at the proxy by SCRAM", flush=True)
+        for driver in chosen:
+            board.run(stage, f"{driver.name}, a wrong password", lambda: wrong_password(stage, driver))
+            play(board, stage, driver, ["is held, step by step"])
+        board.run(stage, "no session lost", lambda: none_lost(stage))
+    return board.failed
 
 
 if __name__ == "__main__":

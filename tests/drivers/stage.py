@@ -1,17 +1,26 @@
-"""One PostgreSQL on two addresses and the proxy before it."""
+"""One PostgreSQL, on one address or on two, and the proxy before it."""
 
+import collections
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
 import threading
-import time
+
+import psycopg
 
 ACCOUNT = "postgres"
+PASSWORD = "a pass word, ä"
 PATIENCE = 30.0
+
+EVENT = re.compile(r" (session opened|session closed|transfer finished|session restored) conn=(\d+) (.*)")
+VERIFIERS = (
+    "SELECT '\"' || rolname || '\" \"' || rolpassword || '\"' FROM pg_authid WHERE rolcanlogin"
+)
 
 
 def free_port():
@@ -20,22 +29,68 @@ def free_port():
         return taken.getsockname()[1]
 
 
-class Stage:
-    """Everything runs below one temporary directory and ends with it."""
+class Log:
+    """What a process says on its standard error, kept and waited for."""
 
-    def __init__(self, programs, sqlproxy):
+    def __init__(self, process, take=lambda line: None):
+        self.process = process
+        self.take = take
+        self.last = collections.deque(maxlen=40)
+        self.changed = threading.Condition()
+        self.over = False
+        self.thread = threading.Thread(target=self.read, daemon=True)
+        self.thread.start()
+
+    def read(self):
+        for line in self.process.stderr:
+            with self.changed:
+                self.last.append(line)
+                self.take(line)
+                self.changed.notify_all()
+        with self.changed:
+            self.over = True
+            self.changed.notify_all()
+
+    def wait(self, happened, what):
+        with self.changed:
+            self.changed.wait_for(lambda: self.over or happened(), PATIENCE)
+            if not happened():
+                raise AssertionError(f"{what}: not within {PATIENCE:.0f} s\n{''.join(self.last)}")
+
+
+class Session:
+    """What the log says of one."""
+
+    def __init__(self, user):
+        self.user = user
+        self.moves = 0
+        self.restored = 0
+
+
+class Stage:
+    """Everything runs below one temporary directory and ends with it.
+
+    `login` is the proxy's method. With "scram" the server asks for it as well.
+    """
+
+    def __init__(self, programs, sqlproxy, login, hosts, users):
         self.programs = pathlib.Path(programs)
         self.sqlproxy = sqlproxy
+        self.login = login
+        self.backends = {f"pg-{at}": host for at, host in enumerate(hosts, start=1)}
+        self.users = users
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="sqlproxy-drivers-"))
         self.data = self.directory / "data"
-        self.data.mkdir()
-        self.directory.chmod(0o711)
-        if os.geteuid() == 0:
-            shutil.chown(self.data, ACCOUNT, ACCOUNT)
+        self.config = self.directory / "proxy.conf"
         self.pg_port = free_port()
-        self.port = free_port()
+        self.port = None
         self.server = None
         self.proxy = None
+        self.log = None
+        # By their numbers, those that are open.
+        self.open = {}
+        self.moves = 0
+        self.losses = 0
 
     def as_account(self, program, *arguments):
         command = [str(self.programs / program), *map(str, arguments)]
@@ -45,61 +100,79 @@ class Stage:
         return command
 
     def __enter__(self):
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+    def start(self):
+        self.directory.chmod(0o711)
+        self.data.mkdir()
+        password = self.directory / "password"
+        password.write_text(PASSWORD + "\n", encoding="utf-8")
+        if os.geteuid() == 0:
+            shutil.chown(self.data, ACCOUNT, ACCOUNT)
+            shutil.chown(password, ACCOUNT, ACCOUNT)
+        auth = {"trust": "trust", "scram": "scram-sha-256"}[self.login]
         initdb = self.as_account(
-            "initdb", "--no-sync", "--auth=trust", "--username=postgres",
+            "initdb", "--no-sync", f"--auth={auth}", "--username=postgres", "--pwfile", password,
             "--encoding=UTF8", "--locale=C", "--pgdata", self.data,
         )
         subprocess.run(initdb, check=True, stdout=subprocess.DEVNULL, cwd="/")
         self.start_server()
-        config = self.directory / "proxy.conf"
-        config.write_text(
-            f'listen = "127.0.0.1:{self.port}"\n'
+        verifiers = self.make_users()
+        login = '[login]\nmethod = "trust"\n'
+        if self.login == "scram":
+            users = self.directory / "users"
+            users.touch(mode=0o600)
+            users.write_text(verifiers, encoding="utf-8")
+            login = '[login]\nmethod = "scram"\nauth_file = "users"\n'
+        self.config.write_text(
+            'listen = "127.0.0.1:0"\n'
             'control_socket = "control.sock"\n'
             'dialect = "postgresql"\n'
-            '[login]\nmethod = "trust"\n'
-            '[migration]\nhold = "60s"\n'
+            + login
+            + '[migration]\nhold = "60s"\n'
             + "".join(
                 f'[[backend]]\nname = "{name}"\naddress = "{host}:{self.pg_port}"\n'
-                for name, host in [("one", "127.0.0.1"), ("two", "127.0.0.2")]
+                for name, host in self.backends.items()
             )
         )
-        self.config = config
-        self.log = open(self.directory / "log", "wb")
-        self.proxy = subprocess.Popen([self.sqlproxy, "--config", config], stderr=self.log)
-        self.wait_port("127.0.0.1", self.port)
-        return self
+        self.proxy = subprocess.Popen(
+            [self.sqlproxy, "--config", self.config],
+            stderr=subprocess.PIPE, text=True, encoding="utf-8",
+        )
+        self.log = Log(self.proxy, self.take)
+        self.log.wait(lambda: self.port, "the proxy listens")
 
-    def __exit__(self, *_):
+    def stop(self):
         if self.proxy:
             self.proxy.terminate()
             self.proxy.wait(PATIENCE)
         self.stop_server()
         shutil.rmtree(self.directory)
 
-    def wait_port(self, host, port):
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                socket.create_connection((host, port), 1).close()
-                return
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.01)
-
     def start_server(self):
+        hosts = ",".join(self.backends.values())
         command = self.as_account(
-            "postgres", "-D", self.data, "-h", "127.0.0.1,127.0.0.2",
-            "-p", self.pg_port, "-k", "", "-c", "fsync=off",
+            "postgres", "-D", self.data, "-h", hosts, "-p", self.pg_port, "-k", "", "-c", "fsync=off"
         )
         self.server = subprocess.Popen(
-            command, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            text=True, encoding="utf-8", errors="replace",
         )
-        ready = [str(self.programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.pg_port)]
-        deadline = time.monotonic() + PATIENCE
-        while subprocess.run(ready, check=False).returncode != 0:
-            assert time.monotonic() < deadline, "PostgreSQL does not start"
-            time.sleep(0.02)
+        ready = threading.Event()
+
+        def take(line):
+            if "database system is ready to accept connections" in line:
+                ready.set()
+
+        Log(self.server, take).wait(ready.is_set, "PostgreSQL starts")
 
     def stop_server(self):
         if self.server:
@@ -107,18 +180,63 @@ class Stage:
             self.server.wait(PATIENCE)
             self.server = None
 
+    def make_users(self):
+        """Users by which the log tells whose a session is, each with a schema of its own."""
+        with psycopg.connect(
+            host="127.0.0.1", port=self.pg_port, user="postgres", password=PASSWORD,
+            dbname="postgres", sslmode="disable", autocommit=True,
+        ) as client:
+            for user in self.users:
+                client.execute(f"CREATE ROLE \"{user}\" LOGIN PASSWORD '{PASSWORD}'")
+                client.execute(
+                    f'CREATE SCHEMA AUTHORIZATION "{user}"'
+                    " CREATE TABLE copied (id int PRIMARY KEY, what text)"
+                )
+                client.execute(f"CREATE TYPE \"{user}\".mood AS ENUM ('sad', 'happy')")
+            return "".join(f"{line}\n" for (line,) in client.execute(VERIFIERS))
+
+    def take(self, line):
+        """One line of the proxy's log."""
+        if listening := re.search(r" listening address=127\.0\.0\.1:(\d+)", line):
+            self.port = self.port or int(listening[1])
+        if not (event := EVENT.search(line)):
+            return
+        event, conn, rest = event.groups()
+        if event == "session opened":
+            self.open[conn] = Session(re.search(r" user=(\S+)", rest)[1])
+        elif event == "session closed":
+            self.open.pop(conn, None)
+        elif event == "session restored":
+            self.open[conn].restored += 1
+        elif "outcome=success" in rest:
+            self.moves += 1
+            if conn in self.open:
+                self.open[conn].moves += 1
+        elif "outcome=fatal" in rest:
+            self.losses += 1
+
+    def sessions(self, user, count):
+        """What `count` says of each open session of one user, by their numbers."""
+        with self.log.changed:
+            return {conn: count(one) for conn, one in self.open.items() if one.user == user}
+
     def command(self, *arguments):
         """Asks the proxy, as an operator would."""
         asked = [self.sqlproxy, "--config", str(self.config), *arguments]
         return subprocess.run(asked, capture_output=True, text=True, check=False)
 
-    def moves(self):
-        """How many transfers have moved a session so far."""
-        return (self.directory / "log").read_bytes().count(b"outcome=success")
+    def hold(self):
+        for backend in self.backends:
+            held = self.command("hold", backend, "--wait", "30s")
+            assert held.returncode == 0, held.stdout + held.stderr
 
-    def losses(self):
-        """Sessions that a transfer has cost; never any."""
-        return (self.directory / "log").read_bytes().count(b"outcome=fatal")
+    def release(self):
+        for backend in self.backends:
+            self.command("release", backend)
+
+    def restart(self):
+        self.stop_server()
+        self.start_server()
 
 
 class Rounds:
