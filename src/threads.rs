@@ -23,8 +23,8 @@ pub(crate) const STACK_BYTES: usize = 256 * 1024;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// So many wait at most, after a thousand clients have left at once.
 const MOST_WAITING: usize = 64;
-/// So many threads have left memory behind that it is worth to be given back.
-const CROWD: usize = 100;
+/// So many pieces of work have left memory behind that it is worth to be given back.
+const MUCH_WORK: usize = 100;
 
 /// A piece of work.
 type Work = Box<dyn FnOnce() + Send>;
@@ -55,19 +55,19 @@ pub(crate) struct Threads {
 struct Idle {
     /// Who waits; the last has come last.
     slots: Vec<Arc<Slot>>,
-    /// Who has ended since memory was given back.
-    ended: usize,
+    /// Pieces of work that are done, since memory was given back.
+    done: usize,
 }
 
 impl Idle {
-    /// One ends.  Whether that was a crowd's last.
+    /// A thread ends.  Whether it is the last that had nothing to do, after much work:
+    /// then it has been quiet for a while.
     fn end(&mut self) -> bool {
-        self.ended += 1;
-        let was_last = self.slots.is_empty() && self.ended >= CROWD;
-        if was_last {
-            self.ended = 0;
+        let is_much = self.slots.is_empty() && self.done >= MUCH_WORK;
+        if is_much {
+            self.done = 0;
         }
-        was_last
+        is_much
     }
 }
 
@@ -133,6 +133,7 @@ impl Threads {
     fn wait(&self, slot: &Arc<Slot>) -> Option<(String, Work)> {
         {
             let mut idle = self.idle.lock();
+            idle.done += 1;
             let waiting = &mut idle.slots;
             if waiting.len() == MOST_WAITING {
                 return None;
