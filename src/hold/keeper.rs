@@ -4,6 +4,8 @@
 //! due.  It never waits for a single peer: who dials does so on a thread of its own, a
 //! prober for each backend and, for each session that a server is to take, a worker's.
 
+mod returning;
+
 use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -11,26 +13,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::book::Fate;
 use super::{Held, Holds, RELEASED};
 use crate::balancer::{BackendId, ProbeTarget};
 use crate::error::Refusal;
-use crate::logging::{Milliseconds, event};
 use crate::message::TERMINATE;
 use crate::metrics::ReasonLabel;
 use crate::stream::Stream;
-use crate::threads::NoThread;
-use crate::transfer::{Attempted, OldServerIs};
+use crate::transfer::OldServerIs;
 
 /// Between two looks at what no descriptor tells: a session that was closed, a backend
 /// that a prober has reached.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// Before a session whose server has gone is tried again, doubled each time.
 pub(super) const FIRST_BACKOFF: Duration = Duration::from_millis(100);
-const MAX_BACKOFF: Duration = Duration::from_secs(4);
 /// Between two dials of a backend that is waited for: first, and at the most.
 const FIRST_PROBE: Duration = Duration::from_millis(20);
 const MAX_PROBE: Duration = Duration::from_secs(1);
@@ -47,8 +45,8 @@ pub(super) struct Keeper {
     holds: Arc<Holds>,
     held: Vec<Held>,
     probes: HashMap<BackendId, Probe>,
-    /// Shared with each attempt to bring back a session that listens.
-    listeners: Arc<()>,
+    /// By backend, shared with each attempt to bring back a session that listens.
+    listeners: HashMap<BackendId, Arc<()>>,
 }
 
 /// What the sockets of a session say.
@@ -66,7 +64,7 @@ impl Keeper {
             holds,
             held: Vec::new(),
             probes: HashMap::new(),
-            listeners: Arc::default(),
+            listeners: HashMap::new(),
         }
     }
 
@@ -79,7 +77,8 @@ impl Keeper {
             self.act(&released, now);
             self.probe(now);
             let none_kept = self.held.is_empty();
-            if self.holds.settle(none_kept, self.awaits_listeners(), now) {
+            let awaited = self.awaited_listeners();
+            if self.holds.settle(none_kept, &awaited, now) {
                 return;
             }
         }
@@ -187,22 +186,14 @@ impl Keeper {
     }
 
     fn act(&mut self, released: &HashMap<BackendId, Instant>, now: Instant) {
-        let listeners_first = self.awaits_listeners();
+        let listeners_first = self.awaited_listeners();
         for held in std::mem::take(&mut self.held) {
             if let Some(held) = self.settle(held, released, now)
-                && let Some(held) = self.bring_back(held, listeners_first, now)
+                && let Some(held) = self.bring_back(held, &listeners_first, now)
             {
                 self.held.push(held);
             }
         }
-    }
-
-    /// Whether a session that listens has lost its server and has not been tried since.
-    fn awaits_listeners(&self) -> bool {
-        let is_awaited = |held: &Held| {
-            held.refused.is_none() && held.transfer.is_server_gone() && held.transfer.listens()
-        };
-        Arc::strong_count(&self.listeners) > 1 || self.held.iter().any(is_awaited)
     }
 
     /// Lets a session go that need not be held any longer; returns it where it stays held.
@@ -257,61 +248,6 @@ impl Keeper {
             return None;
         }
         Some(held)
-    }
-
-    /// Begins to bring a session to a server that may take it now; returns it where there
-    /// is none, or where others go first.
-    fn bring_back(&self, held: Held, listeners_first: bool, now: Instant) -> Option<Held> {
-        let follows = listeners_first && held.transfer.is_server_gone() && !held.transfer.listens();
-        if follows || now < held.next_attempt || !self.has_server(&held) {
-            return Some(held);
-        }
-        self.start(held)
-    }
-
-    /// Whether a server may take it now.
-    fn has_server(&self, held: &Held) -> bool {
-        // An operator waits for the server's end; it would be the end of whoever went back.
-        if self.holds.awaits_end(held.place.backend) {
-            return false;
-        }
-        let leaves = match held.transfer.is_server_gone() {
-            true => None,
-            false if self.holds.is_commanded(held.place.backend) => return false,
-            false => Some(held.place.backend),
-        };
-        let balancer = self.holds.connector.balancer();
-        balancer.reached_since(leaves, held.since)
-    }
-
-    /// Brings it to a server, on a worker's thread, where there is one.
-    fn start(&self, held: Held) -> Option<Held> {
-        let Some(permit) = self.holds.workers.try_take_for_held() else {
-            return Some(held);
-        };
-        let conn = held.place.session.name().conn;
-        let listener = held.transfer.listens().then(|| Arc::clone(&self.listeners));
-        // Outlives a failed spawn, which drops its closure.
-        let slot = Arc::new(Mutex::new(Some(held)));
-        let taken = Arc::clone(&slot);
-        let holds = Arc::clone(&self.holds);
-        let threads = self.holds.workers.threads();
-        let spawned = threads.start(format!("transfer-{conn}"), move || {
-            let held = taken.lock().take();
-            if let Some(held) = held {
-                attempt(&holds, held);
-            }
-            drop((permit, listener));
-            holds.wake();
-        });
-        match spawned {
-            Ok(()) => None,
-            Err(NoThread { source, .. }) => {
-                log::warn!(reason:% = source; "no thread for a held session, it is tried again");
-                let held = slot.lock().take();
-                held.map(|held| put_off(held, source.to_string()))
-            }
-        }
     }
 
     /// Dials the backends that are waited for, those of one that has gone sooner than
@@ -389,61 +325,4 @@ fn spawn_probe(
             holds.wake();
         })
         .map(drop)
-}
-
-fn attempt(holds: &Arc<Holds>, held: Held) {
-    let Held {
-        transfer,
-        place,
-        until,
-        patience,
-        backoff,
-        client_watched,
-        ..
-    } = held;
-    let session = Arc::clone(&place.session);
-    let suspended = transfer.suspended();
-    let mut limits = session.migration();
-    // It is let go then, whatever is under way.
-    let left = until.saturating_duration_since(Instant::now());
-    limits.timeout = limits.timeout.min(left);
-    match transfer.restore(session.context(), &limits) {
-        Attempted::Restored { to } => {
-            let held_ms = Milliseconds(suspended.elapsed());
-            event(
-                "session restored",
-                &session.name().pairs([
-                    ("backend", (&*to).into()),
-                    ("held_ms", log::kv::Value::from_display(&held_ms)),
-                ]),
-            );
-            place.finish(Fate::Restored);
-        }
-        Attempted::Kept => place.finish(Fate::Resumed),
-        Attempted::Ended => place.finish(Fate::Ended),
-        Attempted::Failed { held, reason } => {
-            let now = Instant::now();
-            log::debug!(conn = session.name().conn, reason = reason.text; "a server did not take a held session");
-            let held = Held {
-                transfer: held,
-                place,
-                until,
-                patience,
-                since: now,
-                next_attempt: now,
-                backoff,
-                client_watched,
-                refused: None,
-            };
-            let held = put_off(held, reason.text);
-            holds.book.lock().arrived.push(held);
-        }
-    }
-}
-
-fn put_off(mut held: Held, reason: String) -> Held {
-    held.next_attempt = Instant::now() + held.backoff;
-    held.backoff = (held.backoff * 2).min(MAX_BACKOFF);
-    held.refused = Some(reason);
-    held
 }

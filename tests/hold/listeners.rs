@@ -3,7 +3,7 @@
 
 use crate::support::message::{VERSION_3_0, query, startup};
 use crate::support::postgres::{Cluster, USER};
-use crate::support::proxy::Proxy;
+use crate::support::proxy::{CONTROL, Proxy, Setup};
 use crate::support::wire::Wire;
 
 use super::{fates, hold_all, login, setup, wait_finished};
@@ -71,4 +71,46 @@ fn what_a_newcomer_sends_is_heard_by_those_who_were_held() {
     for listener in &mut listeners {
         assert_eq!(heard(listener), "hello");
     }
+}
+
+#[test]
+fn one_that_cannot_be_brought_back_keeps_nobody_elses_server() {
+    let (here, mut there) = (Cluster::start(&[], |_| {}), Cluster::start(&[], |_| {}));
+    let proxy = Setup::new(&[here.address(), there.address()])
+        .top("dialect = \"postgresql\"")
+        .top(CONTROL)
+        .section("[login]\nmethod = \"trust\"")
+        .section("[migration]\nhold = \"10m\"")
+        .start();
+    let (mut on_here, mut on_there) = (Vec::new(), Vec::new());
+    for _ in 0..4 {
+        let mut session = login(&proxy);
+        let is_here = session.value("SELECT inet_server_port()") == port(&here);
+        match is_here {
+            true => on_here.push(session),
+            false => on_there.push(session),
+        }
+    }
+    let (listener, other) = (&mut on_here[0], &mut on_there[0]);
+    listener.query("LISTEN news");
+    let process = listener.value("SELECT pg_backend_pid()");
+    for backend in ["pod-0", "pod-1"] {
+        let (code, text) = proxy.ask(&["hold", backend, "--wait", "30s"]);
+        assert_eq!(code, 0, "{text}");
+    }
+    // Its own connection only: the operator still waits for the end of that server.
+    let end = format!("SELECT pg_terminate_backend({process}, 30000)");
+    here.client().batch_execute(&end).unwrap();
+    there.stop();
+    there.start_again();
+    assert_eq!(other.value("SELECT 'back'"), "back");
+    let (code, text) = proxy.ask(&["release", "pod-0"]);
+    assert_eq!(code, 0, "{text}");
+    for session in &mut on_here {
+        assert_eq!(session.value("SELECT 'back as well'"), "back as well");
+    }
+}
+
+fn port(cluster: &Cluster) -> String {
+    cluster.address().port().to_string()
 }
