@@ -33,6 +33,8 @@ const CONNECTING: &str = "connecting";
 /// How often it is asked whether a client still waits for a held server.
 const GIVEN_UP_INTERVAL: Duration = Duration::from_millis(250);
 
+const FIRST_ANSWER: &str = "waiting for its first answer";
+
 /// The first answer of a server, an ErrorResponse at the longest.
 const FIRST_ANSWER_BYTES: usize = 64 * 1024;
 
@@ -273,13 +275,7 @@ impl Connector {
     ) -> Result<(FrameReader, Frame), Error> {
         let known_clear = self.in_clear.is_known(address);
         let answered = self.try_startup(address, startup, read_deadline, deadline);
-        match &answered {
-            // That may be for want of TLS.
-            Ok((_, first)) if first.backend_tag() == BackendTag::ERROR_RESPONSE => {}
-            Err(Error::Timeout { .. }) | Ok(_) => return answered,
-            Err(_) => {}
-        }
-        if !known_clear {
+        if !known_clear || !may_want_tls(&answered) {
             return answered;
         }
         drop(answered);
@@ -299,7 +295,7 @@ impl Connector {
             .write_all(startup, Some(deadline))
             .map_err(|source| Error::io(Peer::Server, "sending the startup packet", source))?;
         let mut server = FrameReader::new(stream, Peer::Server, Vec::new());
-        let first = server.read(FIRST_ANSWER_BYTES, deadline, "waiting for its first answer")?;
+        let first = server.read(FIRST_ANSWER_BYTES, deadline, FIRST_ANSWER)?;
         if first.backend_tag() == BackendTag::ERROR_RESPONSE {
             let ErrorFields {
                 sqlstate, message, ..
@@ -382,6 +378,23 @@ impl Connector {
     #[must_use]
     pub(crate) fn dial_deadline(&self) -> Instant {
         Instant::now() + self.settings.read().connect_timeout
+    }
+}
+
+/// Whether a server that was not asked for TLS has ended a startup for want of it.  Nothing
+/// else is tried again: a server that is full would get twice the connections.
+fn may_want_tls(answered: &Result<(FrameReader, Frame), Error>) -> bool {
+    match answered {
+        Ok((_, first)) if first.backend_tag() == BackendTag::ERROR_RESPONSE => {
+            // PostgreSQL says 28000, no entry of pg_hba.conf; CockroachDB 08P01.
+            let sqlstate = ErrorFields::parse(first.body()).sqlstate;
+            sqlstate.starts_with(SqlState::AUTHORIZATION_CLASS)
+                || sqlstate == SqlState::PROTOCOL_VIOLATION.0
+        }
+        Err(Error::Closed { operation, .. } | Error::Io { operation, .. }) => {
+            *operation == FIRST_ANSWER
+        }
+        _ => false,
     }
 }
 

@@ -7,6 +7,7 @@ use crate::support::gate::Gate;
 use crate::support::message;
 use crate::support::proxy::{Outcome, Setup};
 use crate::support::server::Server;
+use crate::support::wire::Wire;
 
 /// A ReadyForQuery is one byte long; what claims to be more is not waited for.
 #[test]
@@ -96,4 +97,31 @@ fn a_flood_of_notifications_keeps_the_session_and_loses_none() {
         "server sent more than 1048576 bytes unasked"
     );
     assert_eq!(reader.join().unwrap(), "SELECT 1");
+}
+
+/// Each connection that it refuses is one that it had to accept.
+#[test]
+fn a_server_that_refuses_everybody_is_asked_once_by_each() {
+    const CLIENTS: usize = 6;
+    let (sender, startups) = std::sync::mpsc::channel();
+    let server = Server::start(move |mut end| {
+        sender.send(end.number).unwrap();
+        // Not ready for anybody, or a wrong name.
+        let refusal = match end.number % 2 {
+            0 => message::error_response("FATAL", "53300", "too many"),
+            _ => message::error_response("FATAL", "3D000", "no such database"),
+        };
+        end.wire.send(&refusal);
+    });
+    let proxy = Setup::new(&[server.address()]).start();
+    for number in 0..CLIENTS {
+        let mut client = Wire::connect(proxy.address());
+        client.send(&message::startup(
+            message::VERSION_3_0,
+            &[("user", "maria")],
+        ));
+        client.expect(b'E');
+        assert_eq!(startups.iter().next(), Some(number));
+    }
+    assert_eq!(startups.try_recv().ok(), None);
 }
