@@ -46,7 +46,7 @@ impl Connector {
     /// logged in by what `startup` has for `state`, by the password that the proxy has for
     /// it, or by what its client has `proven`: the targets in the balancer's order, until
     /// one lets it in; with TLS, where the session has it now (`encrypted`).  Each of them
-    /// has its share of the time, so that one that hangs leaves some for the others.
+    /// has half of the time that is left, so that one that hangs leaves some for the others.
     ///
     /// # Errors
     /// The last target's failure, or that there is no target at all.
@@ -80,7 +80,7 @@ impl Connector {
                     Ok(target) => target,
                     Err(no_target) => return Err(last.unwrap_or(TargetError::None(no_target))),
                 };
-            let share = share_of_one(deadline, others);
+            let share = share_of_one(Instant::now(), deadline, others);
             let name = Arc::clone(assignment.name());
             let password = passfile.as_ref();
             let password =
@@ -99,6 +99,10 @@ impl Connector {
             }
             let id = assignment.id();
             tried.push(id);
+            if encrypted {
+                // It may have begun to speak TLS.
+                self.in_clear.forget(assignment.address());
+            }
             let logged_in = self
                 .open(assignment, &packet, read_deadline, share)
                 .and_then(|mut connected| {
@@ -133,12 +137,14 @@ impl Connector {
     }
 }
 
-/// Until when one target may take, which begins now, where `others` are left behind it.
-fn share_of_one(deadline: Instant, others: usize) -> Instant {
-    let now = Instant::now();
+/// Until when one target may take, which begins now, where `others` are left behind it:
+/// half of the time.  Equal parts would be too short for a healthy one among many.
+fn share_of_one(now: Instant, deadline: Instant, others: usize) -> Instant {
     let left = deadline.saturating_duration_since(now);
-    let targets = u32::try_from(others).unwrap_or(u32::MAX).saturating_add(1);
-    now + left / targets
+    match others {
+        0 => deadline,
+        _ => now + left / 2,
+    }
 }
 
 /// A connection on which the session is to be restored.
@@ -191,5 +197,21 @@ impl TargetError {
                 _ => false,
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_target_has_time_enough_however_many_others_there_are() {
+        let now = Instant::now();
+        let deadline = now + Duration::from_secs(8);
+        let seconds = |others| (share_of_one(now, deadline, others) - now).as_secs();
+        assert_eq!([0, 1, 2, 9].map(seconds), [8, 4, 4, 4]);
+        assert_eq!(share_of_one(deadline, now, 3), deadline);
     }
 }
