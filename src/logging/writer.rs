@@ -23,8 +23,10 @@ use super::repeats::{Counted, Repeats};
 
 /// Lines that wait, together: some ten seconds of a busy proxy.
 const QUEUE_BYTES: usize = 4 * 1024 * 1024;
-/// Lines that are written together, but for a longer one alone.
-const BATCH_BYTES: usize = 64 * 1024;
+/// Lines that are written together, but for a longer one alone: what a pipe takes in one
+/// piece (POSIX's PIPE_BUF, 4 KiB on Linux), so that another process' lines do not come
+/// between.
+const BATCH_BYTES: usize = 4 * 1024;
 /// Between two writes.  Nobody who reads a log sees it.
 const REST: Duration = Duration::from_millis(5);
 
@@ -41,6 +43,13 @@ struct Queue {
     repeats: Repeats,
     /// The process is about to end.
     ending: bool,
+}
+
+impl Queue {
+    /// No further line finds room in the next write.
+    fn is_batch(&self) -> bool {
+        self.bytes >= BATCH_BYTES
+    }
 }
 
 /// Lines that were not written, and deserve one.
@@ -91,9 +100,10 @@ impl LogWriter {
             queue.dropped += 1;
             return;
         }
+        let was_batch = queue.is_batch();
         queue.bytes += line.len();
         queue.lines.push_back(line.into());
-        if std::mem::take(&mut queue.awaited) {
+        if std::mem::take(&mut queue.awaited) || was_batch != queue.is_batch() {
             self.changed.notify_all();
         }
     }
@@ -171,12 +181,12 @@ impl LogWriter {
         }
     }
 
-    /// Lets lines gather for a moment, unless it is the last.
+    /// Lets lines gather for a moment, or until there are enough, unless it is the last.
     fn rest(&self) {
         let until = Instant::now() + REST;
+        let gathers = |queue: &mut Queue| !queue.ending && !queue.is_batch();
         let mut queue = self.queue.lock();
-        self.changed
-            .wait_while_until(&mut queue, |queue| !queue.ending, until);
+        self.changed.wait_while_until(&mut queue, gathers, until);
     }
 }
 
