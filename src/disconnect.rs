@@ -62,6 +62,22 @@ impl DisconnectReason {
         }
     }
 
+    /// Whether it is the client's end, which the session may outlive until the client has
+    /// its answers.
+    #[must_use]
+    pub(crate) const fn is_clients_end(&self) -> bool {
+        matches!(self, Self::ProcessorExit(ProcessorExit::ClientLeft { .. }))
+    }
+
+    /// Whether the proxy ends the session of its own accord.
+    #[must_use]
+    pub(crate) const fn is_proxys_doing(&self) -> bool {
+        match self {
+            Self::Killed | Self::Rule(_) | Self::DrainOver { .. } => true,
+            Self::ProcessorExit(_) | Self::ServerLost(_) => false,
+        }
+    }
+
     /// What it counts as; an end as the protocol has it is none.
     #[must_use]
     pub(crate) fn event(&self) -> Option<Event> {

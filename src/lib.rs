@@ -64,6 +64,7 @@
 //! | `RecentTransfers::kept` | the last transfers | – |
 //! | `Session::ahead` | the state that was captured while it was idle | – |
 //! | `Session::last_transfer`, `Session::stays_told` | how its last order to move ended; why the log says that it cannot | – |
+//! | `Session::reason` | why it ends | – |
 //! | `TransferContext::parameters` (the processors' `Context::parameters`) | what one client was told | – |
 //! | `Balancer::backends` | backends and their sessions | – |
 //! | `InClear::refused` | servers that have just refused TLS | – |

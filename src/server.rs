@@ -47,6 +47,10 @@ use crate::users::Users;
 /// everything else has ended.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
+/// Given to sessions that are cut: above what an end may wait for a processor and then for
+/// the client to take its last message.
+const CUT_PATIENCE: Duration = Duration::from_secs(3);
+
 /// The proxy, listening.
 pub struct Server {
     state: Arc<ProxyState>,
@@ -353,6 +357,10 @@ impl Server {
             }
             for session in sessions {
                 session.force_end();
+            }
+            let cut = Instant::now() + CUT_PATIENCE;
+            if !self.state.session_limit.wait_empty(cut) {
+                log::debug!("sessions are cut before their last line");
             }
         }
         if !self.state.rounds.wait_over(Instant::now() + LAST_WORDS) {

@@ -10,7 +10,7 @@ mod orders;
 mod view;
 
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
@@ -74,8 +74,8 @@ pub(crate) struct Session {
     /// Why the log has said that it cannot move.
     stays_told: Mutex<Option<String>>,
     opened: Instant,
-    /// Why it ends; the first reason stands.
-    reason: OnceLock<DisconnectReason>,
+    /// Why it ends; see [`Self::set_reason`].
+    reason: Mutex<Option<DisconnectReason>>,
     this: Weak<Session>,
 }
 
@@ -130,7 +130,7 @@ impl Session {
             last_transfer: Mutex::new(None),
             stays_told: Mutex::new(None),
             opened: Instant::now(),
-            reason: OnceLock::new(),
+            reason: Mutex::new(None),
             this: Weak::clone(this),
         })
     }
@@ -255,14 +255,14 @@ impl Session {
     }
 
     /// Waits for the responses' end: for as long as the client has an answer to come and
-    /// may still be there, then for as long as a server takes to go.  Which of the two has
-    /// ended a client's stream, its last request or its end, only what is sent to it shows,
-    /// or keepalive.
+    /// may still be there, then for as long as a server takes to go; no longer where the
+    /// proxy ends the session.  Which of the two has ended a client's stream, its last
+    /// request or its end, only what is sent to it shows, or keepalive.
     fn await_last_answers(&self) {
         let mut until = Instant::now() + END_PATIENCE;
         let exited = |at| self.forwarder.wait_exited(Direction::Response, at);
         while !exited(until.min(Instant::now() + LEFT_LOOK_INTERVAL)) {
-            if self.client.socket().is_broken() {
+            if self.client.socket().is_broken() || self.forwarder.closing().is_some() {
                 return;
             }
             let now = Instant::now();
@@ -281,16 +281,26 @@ impl Session {
         self.close(Closing::Ended);
     }
 
+    /// The first reason stands, but for a client's end: its session goes on until it has
+    /// its answers, and may be ended before.
     fn set_reason(&self, new: DisconnectReason) {
         // Once the proxy ends the session itself, its sockets' ends are its own doing.
+        let closing = self.forwarder.closing();
         let by_shutdown = matches!(
-            self.forwarder.closing(),
+            closing,
             Some(Closing::ShutdownSafe | Closing::ShutdownForced)
         );
         if by_shutdown || matches!(new, DisconnectReason::ProcessorExit(ProcessorExit::Closed)) {
             return;
         }
-        let _ = self.reason.set(new);
+        let mut reason = self.reason.lock();
+        let gives_way = reason.as_ref().is_none_or(|first| {
+            let goes_on = first.is_clients_end() && closing.is_none();
+            goes_on && new.is_proxys_doing()
+        });
+        if gives_way {
+            *reason = Some(new);
+        }
     }
 
     /// Stops both processors where they are, but leaves the client's stream
@@ -306,7 +316,9 @@ impl Session {
     /// Tells the client why its session ends, where it does not know, and that
     /// it ends: without TLS's close_notify an end looks like an attack.
     fn tell_reason(&self) {
-        let known = self.reason.get().map(DisconnectReason::last_message);
+        let reason = self.reason.lock();
+        let known = reason.as_ref().map(DisconnectReason::last_message);
+        drop(reason);
         let message = match (known, self.forwarder.closing()) {
             (Some(message), _) => message,
             (None, Some(Closing::ShutdownSafe | Closing::ShutdownForced)) => {
@@ -323,7 +335,7 @@ impl Session {
     /// Counts and logs the end.
     pub(crate) fn end(&self, metrics: &Metrics, lasted: Duration) {
         self.client.shutdown();
-        let (counted, reason) = match self.reason.get() {
+        let (counted, reason) = match &*self.reason.lock() {
             // Only the proxy's own end leaves none.
             None => (None, Closing::ShutdownSafe.reason().text),
             Some(ended) => (ended.event(), ended.to_string()),

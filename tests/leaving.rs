@@ -7,8 +7,8 @@ use rustix::process::Signal;
 
 use crate::support::PATIENCE;
 use crate::support::gate::Gate;
-use crate::support::message::{self, one_row, query};
-use crate::support::proxy::{Proxy, Setup};
+use crate::support::message::{self, data_row, one_row, query};
+use crate::support::proxy::{CONTROL, Proxy, Setup};
 use crate::support::server::Server;
 use crate::support::wire::Wire;
 
@@ -113,5 +113,71 @@ fn whoever_has_sent_all_and_is_gone_leaves_nothing_behind() {
     assert!(!proxy.log().text().contains("session closed"));
     Wire::reset(client);
     proxy.wait_log(0, |line| line.is("session closed"));
+    gate.open();
+}
+
+/// How a proxy ends a session, and the log's reason then.
+type End = (&'static str, fn(&Proxy, &Setup));
+
+/// Each of the ends that are not the client's.
+const ENDS: &[End] = &[
+    ("ended by command", |proxy, _| {
+        let conn = proxy.wait_log(0, |line| line.is("session opened"));
+        assert_eq!(proxy.ask(&["kill", conn.get("conn")]).0, 0);
+    }),
+    ("drain over", |proxy, setup| {
+        proxy.reconfigure(&setup.clone().state(0, "draining").text());
+    }),
+    ("proxy shutting down", |proxy, _| proxy.signal(Signal::TERM)),
+];
+
+fn ended(server: &Server) -> Setup {
+    let times = "shutdown_grace = \"100ms\"\ntcp_user_timeout = \"1h\"";
+    Setup::new(&[server.address()])
+        .top(CONTROL)
+        .top(times)
+        .section("[migration]\nwait = \"1ms\"\nend_after = \"500ms\"")
+}
+
+#[test]
+fn whoever_sends_no_more_and_takes_nothing_is_ended_as_others_are() {
+    let server = Server::start(|mut end| {
+        end.welcome();
+        let row = data_row(&[Some(&"x".repeat(100_000))]);
+        while end.wire.try_send(&row).is_ok() {}
+    });
+    for (reason, end) in ENDS {
+        let setup = ended(&server);
+        let proxy = setup.start();
+        let mut client = proxy.login("anna");
+        client.expect(b'D');
+        client.finish_sending();
+        // It has seen that, and has filled what there is to fill.
+        proxy.wait_asleep();
+        end(&proxy, &setup);
+        let closed = proxy.wait_log(0, |line| line.is("session closed"));
+        assert_eq!(&closed.get("reason"), reason);
+    }
+}
+
+#[test]
+fn whoever_sends_no_more_hears_why_there_is_no_answer() {
+    let gate = Gate::default();
+    let (server, comes) = server(&gate, &open());
+    // A statement that runs is none of a drain's.
+    for (reason, end) in ENDS.iter().filter(|(reason, _)| *reason != "drain over") {
+        let setup = ended(&server);
+        let proxy = setup.start();
+        let mut client = proxy.login("anna");
+        client.send(&query("WAIT"));
+        client.finish_sending();
+        comes.recv_timeout(PATIENCE).unwrap();
+        proxy.wait_asleep();
+        end(&proxy, &setup);
+        client.expect_error("FATAL", "57P01");
+        client.expect_end();
+        let closed = proxy.wait_log(0, |line| line.is("session closed"));
+        assert_eq!(&closed.get("reason"), reason);
+    }
     gate.open();
 }

@@ -158,8 +158,12 @@ impl Session {
         view.ordered.is_some() || view.activity == Activity::Moving
     }
 
-    /// Ends the session now.
+    /// Ends the session now, also one that has outlived its client's end.
     pub(crate) fn force_end(&self) {
+        if self.forwarder.closing().is_none() {
+            let mut reason = self.reason.lock();
+            reason.take_if(|first| first.is_clients_end());
+        }
         self.close(Closing::ShutdownForced);
     }
 
