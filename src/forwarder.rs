@@ -170,6 +170,8 @@ struct State<S, T> {
     counts: Counts,
     /// Writes begun towards the client: tells a stalled write from a busy one.
     responses_written: u64,
+    /// Those of them that the client has asked for.
+    answers_written: u64,
     order: Option<Order<T>>,
     /// While the gate is suspended for a move: since when that was wanted.
     moving_since: Option<Instant>,
@@ -247,6 +249,7 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
                 cancels_waiting: 0,
                 counts: Counts::default(),
                 responses_written: 0,
+                answers_written: 0,
                 order: None,
                 moving_since: None,
                 in_transaction: None,

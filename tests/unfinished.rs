@@ -3,6 +3,7 @@
 
 use crate::support::gate::Gate;
 use crate::support::message::{command_complete, data_row, frame, one_row, query, ready};
+use crate::support::postgres::{Cluster, USER};
 use crate::support::proxy::{Proxy, Setup};
 use crate::support::server::Server;
 use crate::support::wire::Wire;
@@ -165,4 +166,44 @@ fn who_leaves_something_unfinished_holds_no_drain_up() {
     gate.open();
     waiting.expect_answers();
     proxy.wait_log(position, |line| line.is("backend drained"));
+}
+
+/// Before any client of a real server.
+fn before_postgresql(cluster: &Cluster) -> Setup {
+    Setup::new(&[cluster.address()]).top("dialect = \"postgresql\"")
+}
+
+/// A client that has asked for `sql` without a Sync.
+fn ask_without_sync(proxy: &Proxy, sql: &str) -> Wire {
+    let mut client = Wire::connect(proxy.address());
+    client.start(&[("user", USER), ("database", USER)]);
+    proxy.wait_opened(&client);
+    let parse = frame(b'P', format!("\0{sql}\0\0\0").as_bytes());
+    client.send(&[parse, frame(b'B', &[0; 8]), execute()].concat());
+    client
+}
+
+/// PostgreSQL sends what fills its buffer, which the first row does to the byte here, and
+/// each other by itself.
+#[test]
+fn whoever_reads_a_slow_result_without_a_sync_is_not_idle() {
+    let cluster = Cluster::shared();
+    let proxy = before_postgresql(cluster)
+        .top("idle_timeout = \"3s\"")
+        .start();
+    let mut client = ask_without_sync(
+        &proxy,
+        "SELECT repeat('x', CASE i WHEN 1 THEN 8171 ELSE 8181 END) \
+         FROM generate_series(1, 20) i WHERE pg_sleep(0.3)::text IS NOT NULL",
+    );
+    client.expect(b'1');
+    client.expect(b'2');
+    // The last is kept until the Sync.
+    for _ in 0..19 {
+        client.expect(b'D');
+    }
+    client.send(&frame(b'S', &[]));
+    client.expect(b'D');
+    client.expect(b'C');
+    client.expect(b'Z');
 }

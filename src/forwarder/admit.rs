@@ -46,6 +46,14 @@ pub enum ResponseAdmission {
     Resumed(Resumed),
 }
 
+/// Whether what is forwarded with these frames is more than what a server says unasked; a
+/// notice is of a statement.  Without any it is the rest of a message.
+fn holds_answer(frames: &[ResponseFrame]) -> bool {
+    let is_unasked =
+        |tag| tag == BackendTag::NOTIFICATION_RESPONSE || tag == BackendTag::PARAMETER_STATUS;
+    frames.is_empty() || frames.iter().any(|frame| !is_unasked(frame.tag))
+}
+
 impl<S, T: Ticket> State<S, T> {
     /// A ReadyForQuery has been fed to the exchange.
     fn note_ready(&mut self) {
@@ -189,6 +197,7 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
             }
             state.response = Phase::Writing;
             state.responses_written += 1;
+            state.answers_written += u64::from(holds_answer(frames));
             state.counts.to_client += bytes as u64;
             state.hold_ran_out &= !state.exchange.is_answered();
             // At a safe point it stays held until `written`.

@@ -22,6 +22,9 @@ pub(crate) enum Standing {
         in_transaction: bool,
         /// Writes to the server so far.
         requests: u64,
+        /// Writes to the client that have begun so far, of what it has asked for: a server
+        /// does send what fills its buffer, and a client that reads that has not stopped.
+        answers: u64,
     },
     /// The client, which does not take an answer.
     NotReading {
@@ -79,6 +82,7 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
                     true => Standing::Unfinished {
                         in_transaction,
                         requests: state.requests_written,
+                        answers: state.answers_written,
                     },
                     false => Standing::Busy,
                 }
