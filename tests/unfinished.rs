@@ -1,6 +1,9 @@
 //! Clients that begin something and leave it: half a message, a batch without its Sync, a
 //! COPY without data.  Beside them, clients that only wait.
 
+use std::io::Read as _;
+
+use crate::support::PATIENCE;
 use crate::support::gate::Gate;
 use crate::support::message::{command_complete, data_row, frame, one_row, query, ready};
 use crate::support::postgres::{Cluster, USER};
@@ -206,4 +209,36 @@ fn whoever_reads_a_slow_result_without_a_sync_is_not_idle() {
     client.expect(b'D');
     client.expect(b'C');
     client.expect(b'Z');
+}
+
+/// How a proxy is set up to end a client that has stopped, and the log's reason then.
+type End = (&'static str, fn(Setup) -> Setup);
+
+const ENDS: &[End] = &[
+    ("idle for idle_timeout", |setup| {
+        setup.top("idle_timeout = \"1s\"")
+    }),
+    ("drain over", |setup| {
+        setup.section("[migration]\nwait = \"1ms\"\nend_after = \"500ms\"")
+    }),
+];
+
+/// PostgreSQL keeps the rest of a row that does not fit its buffer until the Sync.
+#[test]
+fn whoever_has_part_of_a_row_and_sends_no_sync_is_ended() {
+    let cluster = Cluster::shared();
+    for (reason, with) in ENDS {
+        let setup = with(before_postgresql(cluster));
+        let proxy = setup.start();
+        let mut client = ask_without_sync(&proxy, "SELECT repeat('x', 9000)");
+        proxy.reconfigure(&setup.state(0, "draining").text());
+        // No message fits into the middle of another one.
+        let mut told = Vec::new();
+        let socket = client.socket();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        client.stream_mut().read_to_end(&mut told).unwrap();
+        assert!(told.ends_with(b"xxx"), "{}", told.escape_ascii());
+        let closed = proxy.wait_log(0, |line| line.is("session closed"));
+        assert_eq!(&closed.get("reason"), reason);
+    }
 }

@@ -75,7 +75,10 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
             (Gate::Open, Phase::Between, Phase::Between) if state.exchange.is_answered() => {
                 Standing::Answered { in_transaction }
             }
-            (Gate::Open, Phase::Between | Phase::Inside, Phase::Between) => {
+            // The rest of a message that nobody has asked for is the server's to send.
+            (Gate::Open, _, Phase::Inside) if state.exchange.is_answered() => Standing::Busy,
+            // That of an answer may stay in the server's buffer until the client goes on.
+            (Gate::Open, Phase::Between | Phase::Inside, Phase::Between | Phase::Inside) => {
                 let is_inside = state.request == Phase::Inside;
                 let unfinished = is_inside.then_some(state.last_request);
                 match state.exchange.awaits_client(unfinished) {

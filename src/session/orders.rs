@@ -142,7 +142,7 @@ impl Session {
         let in_transaction = match standing {
             Standing::Answered { in_transaction } => in_transaction,
             Standing::Unfinished { in_transaction, .. } if stands >= patience => in_transaction,
-            // It hears nothing of it: an answer is on its way, in part.
+            // It hears nothing of it, as nobody does in the middle of a message.
             Standing::NotReading { .. } if stands >= patience => false,
             Standing::Unfinished { .. } | Standing::NotReading { .. } | Standing::Busy => return,
         };
