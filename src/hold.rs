@@ -23,7 +23,6 @@
 mod book;
 mod keeper;
 
-use std::collections::HashSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -376,9 +375,9 @@ impl Holds {
         let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
     }
 
-    /// Ends the holds that are over, but for those of backends with a session that is
-    /// `awaited` before new clients may come.  True: the keeper has nothing left to do.
-    fn settle(&self, none_kept: bool, awaited: &HashSet<BackendId>, now: Instant) -> bool {
+    /// Ends the holds that are over, where no session is `awaited` before new clients may
+    /// come.  True: the keeper has nothing left to do.
+    fn settle(&self, none_kept: bool, awaited: bool, now: Instant) -> bool {
         let balancer = self.connector.balancer();
         let mut over = Vec::new();
         let mut book = self.book.lock();
@@ -389,7 +388,7 @@ impl Holds {
             let returned = hold.gone.is_some_and(|gone| balancer.reached_on(id, gone));
             if hold
                 .command_until
-                .is_some_and(|until| (returned && !awaited.contains(&id)) || now >= until)
+                .is_some_and(|until| (returned && !awaited) || now >= until)
             {
                 hold.command_until = None;
                 over.push((id, None));

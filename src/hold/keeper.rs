@@ -45,8 +45,8 @@ pub(super) struct Keeper {
     holds: Arc<Holds>,
     held: Vec<Held>,
     probes: HashMap<BackendId, Probe>,
-    /// By backend, shared with each attempt to bring back a session that listens.
-    listeners: HashMap<BackendId, Arc<()>>,
+    /// Shared with each attempt to bring back a session that listens.
+    listeners: Arc<()>,
 }
 
 /// What the sockets of a session say.
@@ -64,7 +64,7 @@ impl Keeper {
             holds,
             held: Vec::new(),
             probes: HashMap::new(),
-            listeners: HashMap::new(),
+            listeners: Arc::default(),
         }
     }
 
@@ -77,8 +77,8 @@ impl Keeper {
             self.act(&released, now);
             self.probe(now);
             let none_kept = self.held.is_empty();
-            let awaited = self.awaited_listeners();
-            if self.holds.settle(none_kept, &awaited, now) {
+            let awaited = self.awaits_listeners();
+            if self.holds.settle(none_kept, awaited, now) {
                 return;
             }
         }
@@ -186,10 +186,10 @@ impl Keeper {
     }
 
     fn act(&mut self, released: &HashMap<BackendId, Instant>, now: Instant) {
-        let listeners_first = self.awaited_listeners();
+        let listeners_first = self.awaits_listeners();
         for held in std::mem::take(&mut self.held) {
             if let Some(held) = self.settle(held, released, now)
-                && let Some(held) = self.bring_back(held, &listeners_first, now)
+                && let Some(held) = self.bring_back(held, listeners_first, now)
             {
                 self.held.push(held);
             }

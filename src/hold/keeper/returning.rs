@@ -1,16 +1,14 @@
 //! Which held sessions go to a server now, and how each gets there.
 //!
-//! Those that listen go first, of each backend by itself: what the others send first
-//! thing is to be heard.
+//! Those that listen go first, whichever backend they were on: what the others send first
+//! thing is to be heard, and two backends may be addresses of one server.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use super::Keeper;
-use crate::balancer::BackendId;
 use crate::hold::book::Fate;
 use crate::hold::{Held, Holds};
 use crate::logging::{Milliseconds, event};
@@ -21,29 +19,26 @@ use crate::transfer::Attempted;
 const MAX_BACKOFF: Duration = Duration::from_secs(4);
 
 impl Keeper {
-    /// Backends whose sessions wait for one that listens: which has lost its server, could
-    /// be brought back now, and has not been tried since.
-    pub(super) fn awaited_listeners(&self) -> HashSet<BackendId> {
-        let is_awaited = |held: &&Held| {
+    /// Whether a session that listens has lost its server and has not been tried since;
+    /// not one whose backend an operator still wants to end, which is not to be tried.
+    pub(super) fn awaits_listeners(&self) -> bool {
+        let is_awaited = |held: &Held| {
             let is_untried = held.refused.is_none() && held.transfer.is_server_gone();
-            is_untried && held.transfer.listens() && self.has_server(held)
+            let may_go = !self.holds.awaits_end(held.place.backend);
+            is_untried && held.transfer.listens() && may_go
         };
-        let awaited = self.held.iter().filter(is_awaited);
-        let mut awaited: HashSet<_> = awaited.map(|held| held.place.backend).collect();
-        let is_tried = |(_, token): &(_, &Arc<()>)| Arc::strong_count(token) > 1;
-        awaited.extend(self.listeners.iter().filter(is_tried).map(|(id, _)| *id));
-        awaited
+        Arc::strong_count(&self.listeners) > 1 || self.held.iter().any(is_awaited)
     }
 
     /// Begins to bring a session to a server that may take it now; returns it where there
     /// is none, or where others go first.
     pub(super) fn bring_back(
-        &mut self,
+        &self,
         held: Held,
-        first: &HashSet<BackendId>,
+        listeners_first: bool,
         now: Instant,
     ) -> Option<Held> {
-        let waits = first.contains(&held.place.backend) && !held.transfer.listens();
+        let waits = listeners_first && !held.transfer.listens();
         let follows = waits && held.transfer.is_server_gone();
         if follows || now < held.next_attempt || !self.has_server(&held) {
             return Some(held);
@@ -67,14 +62,13 @@ impl Keeper {
     }
 
     /// Brings it to a server, on a worker's thread, where there is one.
-    fn start(&mut self, held: Held) -> Option<Held> {
+    fn start(&self, held: Held) -> Option<Held> {
         let Some(permit) = self.holds.workers.try_take_for_held() else {
             return Some(held);
         };
         let conn = held.place.session.name().conn;
         let listens = held.transfer.listens();
-        let token = || Arc::clone(self.listeners.entry(held.place.backend).or_default());
-        let listener = listens.then(token);
+        let listener = listens.then(|| Arc::clone(&self.listeners));
         // Outlives a failed spawn, which drops its closure.
         let slot = Arc::new(Mutex::new(Some(held)));
         let taken = Arc::clone(&slot);
