@@ -12,9 +12,9 @@ use crate::wire::{self, Result, Wire, wrong};
 /// A cancel may come before its query has begun, and is void then. It is sent
 /// again after this time.
 const CANCEL_AGAIN: Duration = Duration::from_secs(2);
-/// How long the query takes that is to be cancelled, in seconds: more than the
-/// watchdog allows, so that a cancel without effect shows.
-const CANCELLED_QUERY: &str = "SELECT pg_sleep(60)";
+/// The query that is to be cancelled.  A cancel without effect shows by its row, and a
+/// session whose client has left it behind ends with it: before the proxy has to be quiet.
+const CANCELLED_QUERY: &str = "SELECT pg_sleep(15)";
 
 impl Client {
     /// One operation of this client's kind. `None`: it has left.
