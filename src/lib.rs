@@ -57,7 +57,6 @@
 //! | `Round::counts`, `Round::not_moved` | a round's outcomes | – |
 //! | `Threads::idle` | threads that wait for work | – |
 //! | `Slot::next` | the work that one of them is given | – |
-//! | `Awaited::ended` | how a piece of work ended | – |
 //! | `ProxyState::draining` | the way to the thread that empties backends | – |
 //! | `Holds::book` | how many sessions of which backend are held | `Balancer::backends`, `News::holding` |
 //! | `Rounds::history` | the last rounds | – |

@@ -13,7 +13,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Sender;
+use crossbeam_channel::{Receiver, Sender};
 use log::kv::Value;
 use parking_lot::{Mutex, RwLock};
 
@@ -33,7 +33,7 @@ use crate::server_conn::ServerConn;
 use crate::session_name::SessionName;
 use crate::socket::{ReadDeadline, Received, Wait};
 use crate::stream::Stream;
-use crate::threads::{Outcome, Threads};
+use crate::threads::Threads;
 use crate::ticket::MoveTicket;
 use crate::transfer::TransferContext;
 use crate::workers::{LastTransfer, Workers};
@@ -195,14 +195,15 @@ impl Session {
         self: &Arc<Self>,
         threads: &Arc<Threads>,
         from_server: Vec<u8>,
-    ) -> Option<Outcome<StreamPosition>> {
+    ) -> Option<Receiver<StreamPosition>> {
         let session = Arc::clone(self);
-        let (responses, told) = Outcome::new();
+        let (left_at, responses) = crossbeam_channel::bounded(1);
         let started = threads.start(format!("response-{}", self.name.conn), move || {
             let (end, left) = processor::run_responses(&session.context(), from_server);
             session.response_ended(end);
             drop(session);
-            told.tell(left);
+            // Its reader has gone only where it has panicked.
+            let _ = left_at.send(left);
         });
         self.log_opened();
         let Err(error) = started else {
@@ -218,7 +219,7 @@ impl Session {
     }
 
     /// Runs the requests, and returns when both processors have ended.
-    pub(crate) fn run_requests(&self, from_client: Vec<u8>, responses: Outcome<StreamPosition>) {
+    pub(crate) fn run_requests(&self, from_client: Vec<u8>, responses: Receiver<StreamPosition>) {
         let watcher = self
             .transfer
             .dialect
@@ -247,7 +248,7 @@ impl Session {
             self.client.abort();
         }
         // A processor that panicked has ended as well, its stream at any place.
-        match responses.wait().unwrap_or(StreamPosition::InsideMessage) {
+        match responses.recv().unwrap_or(StreamPosition::InsideMessage) {
             StreamPosition::BetweenMessages => self.tell_reason(),
             StreamPosition::AfterFatal => send_last(&self.client, &[], QUIET_PATIENCE),
             StreamPosition::InsideMessage => {}

@@ -172,63 +172,6 @@ fn set_name(name: &str) {
     }
 }
 
-/// What a piece of work comes to, for whoever waits for it.
-pub(crate) struct Outcome<T>(Arc<Awaited<T>>);
-
-struct Awaited<T> {
-    ended: Mutex<Ended<T>>,
-    changed: Condvar,
-}
-
-enum Ended<T> {
-    NotYet,
-    /// `None`: it has panicked.
-    With(Option<T>),
-}
-
-/// Tells the [`Outcome`].
-pub(crate) struct Teller<T>(Arc<Awaited<T>>);
-
-impl<T> Outcome<T> {
-    /// Of work that is to begin.
-    pub(crate) fn new() -> (Self, Teller<T>) {
-        let awaited = Arc::new(Awaited {
-            ended: Mutex::new(Ended::NotYet),
-            changed: Condvar::new(),
-        });
-        (Self(Arc::clone(&awaited)), Teller(awaited))
-    }
-
-    /// Waits for the end; `None` where nobody has told of one.
-    pub(crate) fn wait(self) -> Option<T> {
-        let mut ended = self.0.ended.lock();
-        loop {
-            match std::mem::replace(&mut *ended, Ended::NotYet) {
-                Ended::NotYet => self.0.changed.wait(&mut ended),
-                Ended::With(outcome) => return outcome,
-            }
-        }
-    }
-}
-
-impl<T> Teller<T> {
-    /// Tells it; dropped, it tells that there is none.
-    pub(crate) fn tell(self, outcome: T) {
-        *self.0.ended.lock() = Ended::With(Some(outcome));
-    }
-}
-
-impl<T> Drop for Teller<T> {
-    fn drop(&mut self) {
-        let mut ended = self.0.ended.lock();
-        if matches!(*ended, Ended::NotYet) {
-            *ended = Ended::With(None);
-        }
-        drop(ended);
-        self.0.changed.notify_one();
-    }
-}
-
 #[cfg(test)]
 #[expect(
     clippy::unwrap_used,
@@ -238,14 +181,16 @@ mod tests {
     use std::sync::Barrier;
     use std::thread::ThreadId;
 
+    use crossbeam_channel::bounded;
+
     use super::*;
 
-    /// Has the thread's id told; how its work ended.
-    fn id(threads: &Arc<Threads>) -> Option<ThreadId> {
-        let (outcome, told) = Outcome::new();
-        let work = move || told.tell(thread::current().id());
+    /// The id of the thread that does a piece of work.
+    fn id(threads: &Arc<Threads>) -> ThreadId {
+        let (sender, id) = bounded(1);
+        let work = move || sender.send(thread::current().id()).unwrap();
         assert!(threads.start("id".to_owned(), work).is_ok());
-        outcome.wait()
+        id.recv().unwrap()
     }
 
     fn wait_until(condition: impl Fn() -> bool) {
@@ -259,41 +204,41 @@ mod tests {
     #[test]
     fn one_that_is_done_does_the_next_and_ends_when_none_comes() {
         let threads = Threads::new(STACK_BYTES);
-        let first = id(&threads).unwrap();
+        let first = id(&threads);
         wait_until(|| threads.idle.lock().slots.len() == 1);
-        assert_eq!(id(&threads), Some(first));
+        assert_eq!(id(&threads), first);
         // Each thread has one of its own.
         wait_until(|| Arc::strong_count(&threads) == 1);
         assert!(threads.idle.lock().slots.is_empty());
-        assert_ne!(id(&threads), Some(first));
+        assert_ne!(id(&threads), first);
     }
 
     #[test]
     fn a_panic_ends_its_own_work_only() {
         let threads = Threads::new(STACK_BYTES);
-        let (outcome, told) = Outcome::<()>::new();
+        let (sender, ended) = bounded::<()>(1);
         let work = move || {
-            let _told = told;
+            let _sender = sender;
             std::panic::resume_unwind(Box::new("on purpose"));
         };
         assert!(threads.start("panics".to_owned(), work).is_ok());
-        assert_eq!(outcome.wait(), None);
+        assert!(ended.recv().is_err());
         wait_until(|| threads.idle.lock().slots.len() == 1);
-        assert!(id(&threads).is_some());
+        id(&threads);
     }
 
     #[test]
     fn what_finds_no_thread_comes_back() {
         // More than there is.
         let threads = Threads::new(1 << 46);
-        let (outcome, told) = Outcome::new();
-        let started = threads.start("never".to_owned(), move || told.tell(1));
+        let (sender, done) = bounded(1);
+        let started = threads.start("never".to_owned(), move || sender.send(1).unwrap());
         let Err(NoThread { work, .. }) = started else {
             panic!("a thread with such a stack");
         };
         assert!(threads.idle.lock().slots.is_empty());
         work();
-        assert_eq!(outcome.wait(), Some(1));
+        assert_eq!(done.try_recv(), Ok(1));
     }
 
     #[test]
