@@ -273,14 +273,14 @@ impl Connector {
         read_deadline: &Arc<ReadDeadline>,
         deadline: Instant,
     ) -> Result<(FrameReader, Frame), Error> {
-        let known_clear = self.in_clear.is_known(address);
-        let answered = self.try_startup(address, startup, read_deadline, deadline);
-        if !known_clear || !may_want_tls(&answered) {
+        let asks = !self.in_clear.is_known(address);
+        let answered = self.try_startup(address, startup, read_deadline, deadline, asks);
+        if asks || !may_want_tls(&answered) {
             return answered;
         }
         drop(answered);
         self.in_clear.forget(address);
-        self.try_startup(address, startup, read_deadline, deadline)
+        self.try_startup(address, startup, read_deadline, deadline, true)
     }
 
     fn try_startup(
@@ -289,8 +289,9 @@ impl Connector {
         startup: &[u8],
         read_deadline: &Arc<ReadDeadline>,
         deadline: Instant,
+        asks: bool,
     ) -> Result<(FrameReader, Frame), Error> {
-        let stream = self.dial(address, read_deadline, deadline)?;
+        let stream = self.dial_asking(address, read_deadline, deadline, asks)?;
         stream
             .write_all(startup, Some(deadline))
             .map_err(|source| Error::io(Peer::Server, "sending the startup packet", source))?;
@@ -322,6 +323,18 @@ impl Connector {
         read_deadline: &Arc<ReadDeadline>,
         deadline: Instant,
     ) -> Result<Arc<Stream>, Error> {
+        let asks = !self.in_clear.is_known(address);
+        self.dial_asking(address, read_deadline, deadline, asks)
+    }
+
+    /// The same.  `asks`: for TLS, though the server may have just refused it.
+    fn dial_asking(
+        &self,
+        address: &Address,
+        read_deadline: &Arc<ReadDeadline>,
+        deadline: Instant,
+        asks: bool,
+    ) -> Result<Arc<Stream>, Error> {
         let (tls, user_timeout) = {
             let settings = self.settings.read();
             (Arc::clone(&settings.tls), settings.tcp_user_timeout)
@@ -336,7 +349,7 @@ impl Connector {
             )
         };
         let socket = dial_tcp()?;
-        if tls.may_stay_clear() && self.in_clear.is_known(address) {
+        if !asks && tls.may_stay_clear() {
             return Ok(Arc::new(ServerTlsContext::connect_plain(socket)));
         }
         let failed = |source| Error::io(Peer::Server, "negotiating TLS", source);

@@ -25,13 +25,7 @@ impl InClear {
     /// The server has refused TLS now.
     pub(super) fn note(&self, address: &Address) {
         let until = Instant::now() + STANDS;
-        let mut refused = self.refused.lock();
-        match refused.get_mut(address) {
-            Some(known) => *known = until,
-            None => {
-                refused.insert(address.clone(), until);
-            }
-        }
+        self.refused.lock().insert(address.clone(), until);
     }
 
     /// Whether it need not be asked.
