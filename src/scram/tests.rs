@@ -399,6 +399,9 @@ fn damaged(message: &[u8], at: usize, length: usize, by: &[u8]) -> Vec<u8> {
 }
 
 proptest! {
+    // As elsewhere: a case that it finds becomes a test.
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
     fn no_bytes_panic(bytes: Vec<u8>) {
         let _ = Offer::new(None).begin(&bytes);

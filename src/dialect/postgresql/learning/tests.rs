@@ -255,7 +255,20 @@ fn watched(body: &[u8], cuts: &[usize]) -> (Vec<String>, Vec<u16>) {
     (names, parameters)
 }
 
+/// Proptest found it once: all in one piece but for the end.
+#[test]
+fn a_piece_that_ends_within_a_name_changes_nothing() {
+    let body = parse("s", "SET app.x = 1");
+    assert_eq!(
+        watched(&body, &[1_492_474_058_890_846_319]),
+        watched(&body, &[])
+    );
+}
+
 proptest! {
+    // No file of its own at the top of the repository: a case that it finds becomes a test.
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
     fn the_pieces_that_a_text_comes_in_change_nothing(
         texts in prop::collection::vec(texts(), 1..8),
