@@ -83,15 +83,21 @@ fn whoever_sends_no_more_gets_all_answers() {
     }
 }
 
+/// Who has sent all, which its server has, and waits for the answer.
+fn waiting(proxy: &Proxy, comes: &Receiver<()>) -> Wire {
+    let mut client = proxy.login("anna");
+    client.send(&query("WAIT"));
+    client.finish_sending();
+    comes.recv_timeout(PATIENCE).unwrap();
+    client
+}
+
 #[test]
 fn a_server_that_stays_keeps_no_answered_client() {
     let (gate, goes) = (Gate::default(), Gate::default());
     let (server, comes) = server(&gate, &goes);
     let proxy = Setup::new(&[server.address()]).start();
-    let mut client = proxy.login("anna");
-    client.send(&query("WAIT"));
-    client.finish_sending();
-    comes.recv_timeout(PATIENCE).unwrap();
+    let mut client = waiting(&proxy, &comes);
     let_seconds_pass(&proxy);
     gate.open();
     client.receive_through(b'Z');
@@ -105,10 +111,7 @@ fn whoever_has_sent_all_and_is_gone_leaves_nothing_behind() {
     let gate = Gate::default();
     let (server, comes) = server(&gate, &open());
     let proxy = Setup::new(&[server.address()]).start();
-    let mut client = proxy.login("anna");
-    client.send(&query("WAIT"));
-    client.finish_sending();
-    comes.recv_timeout(PATIENCE).unwrap();
+    let client = waiting(&proxy, &comes);
     let_seconds_pass(&proxy);
     assert!(!proxy.log().text().contains("session closed"));
     Wire::reset(client);

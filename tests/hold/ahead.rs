@@ -5,10 +5,9 @@ use crate::support::message::query;
 use crate::support::poll_kernel;
 use crate::support::postgres::Cluster;
 use crate::support::proxy::{CONTROL, Proxy, Setup};
-use crate::support::server::{Server, restored, transfer_state};
 use crate::support::wire::Wire;
 
-use super::{fates, login, wait_finished};
+use super::{fates, login, slow_to_tell, wait_finished};
 
 fn setup(cluster: &Cluster) -> Setup {
     Setup::new(&[cluster.address()])
@@ -98,17 +97,7 @@ fn the_log_says_which_session_would_not_survive() {
 #[test]
 fn a_state_that_did_not_come_in_time_is_asked_for_again() {
     let gate = Gate::default();
-    let slow = gate.clone();
-    let server = Server::start(move |mut end| {
-        end.welcome();
-        end.echo_with(
-            |key| {
-                slow.wait();
-                transfer_state(key)
-            },
-            restored,
-        );
-    });
+    let server = slow_to_tell(&gate);
     let proxy = Setup::new(&[server.address()])
         .top(CONTROL)
         .section("[migration]\nhold = \"60s\"\ncapture = \"idle\"")

@@ -10,7 +10,7 @@ use crate::support::proxy::{CONTROL, Outcome, Proxy, Setup};
 use crate::support::server::{Server, restored, transfer_key, transfer_state};
 use crate::support::wire::Wire;
 
-use super::{fates, hold_all, login, setup, wait_finished};
+use super::{fates, hold_all, login, setup, slow_to_tell, wait_finished};
 
 #[test]
 fn nobody_notices_a_hold_that_is_released() {
@@ -84,17 +84,7 @@ fn who_stands_in_the_way_is_named_and_goes_on() {
 #[test]
 fn whoever_was_not_captured_in_time_is_asked_again() {
     let gate = Gate::default();
-    let slow = gate.clone();
-    let server = Server::start(move |mut end| {
-        end.welcome();
-        end.echo_with(
-            |key| {
-                slow.wait();
-                transfer_state(key)
-            },
-            restored,
-        );
-    });
+    let server = slow_to_tell(&gate);
     let proxy = Setup::new(&[server.address()])
         .top(CONTROL)
         .section("[migration]\nhold = \"60s\"\ntimeout = \"300ms\"")

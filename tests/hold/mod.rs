@@ -9,10 +9,12 @@ mod postgresql;
 
 use std::process::{Child, Command, Stdio};
 
+use crate::support::gate::Gate;
 use crate::support::log::Line;
 use crate::support::poll_kernel;
 use crate::support::postgres::{Cluster, USER, binary};
 use crate::support::proxy::{CONTROL, Proxy, Setup};
+use crate::support::server::{Server, restored, transfer_state};
 use crate::support::wire::Wire;
 
 /// A proxy before one PostgreSQL that may be away for `hold`.
@@ -29,6 +31,21 @@ fn login(proxy: &Proxy) -> Wire {
     wire.start(&[("user", USER), ("database", "postgres")]);
     proxy.wait_opened(&wire);
     wire
+}
+
+/// A server that tells a session's state when `gate` is open.
+fn slow_to_tell(gate: &Gate) -> Server {
+    let gate = gate.clone();
+    Server::start(move |mut end| {
+        end.welcome();
+        end.echo_with(
+            |key| {
+                gate.wait();
+                transfer_state(key)
+            },
+            restored,
+        );
+    })
 }
 
 /// Holds the only backend; all its sessions.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use demo::{Result, failed};
+use demo::Result;
 
 use crate::machine::Foreign;
 use crate::moves::rounds::{Holds, Round};
@@ -95,17 +95,7 @@ fn measure(
     let proxy = stage.start_proxy(&file)?;
     // Until the end of the measurement.
     let clients = sessions::open(proxy.address, sessions, setting.stop)?;
-    let mut rounds = Vec::new();
-    for _ in 0..setting.options.rounds {
-        let round = Round::run(&mut stage, proxy)?;
-        if round.sessions != sessions {
-            return failed(format!(
-                "a round was about {} of {sessions}",
-                round.sessions
-            ));
-        }
-        rounds.push(round);
-    }
+    let rounds = Round::run_all(&mut stage, proxy, sessions, setting.options.rounds)?;
     drop(clients);
     eprintln!("{sessions} sessions, {milliseconds} ms away: done");
     Ok(Ok(rounds))

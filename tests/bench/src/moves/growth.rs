@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use demo::{Result, failed};
+use demo::Result;
 
 use crate::machine::{Foreign, Memory};
 use crate::moves::rounds::{Holds, Round};
@@ -86,17 +86,7 @@ fn measure(setting: &Setting<'_>, sessions: usize) -> Result<Outcome> {
     // Until the end of the measurement.
     let clients = sessions::open(proxy.address, sessions, setting.stop)?;
     let full = resident()?;
-    let mut rounds = Vec::new();
-    for _ in 0..setting.options.rounds {
-        let round = Round::run(&mut stage, proxy)?;
-        if round.sessions != sessions {
-            return failed(format!(
-                "a round was about {} of {sessions}",
-                round.sessions
-            ));
-        }
-        rounds.push(round);
-    }
+    let rounds = Round::run_all(&mut stage, proxy, sessions, setting.options.rounds)?;
     let after = resident()?;
     drop(clients);
     let number = f64::from(u32::try_from(sessions)?);

@@ -38,6 +38,25 @@ pub(crate) struct Round {
 }
 
 impl Round {
+    /// So many, one after the other, each about all of `sessions`.
+    pub(crate) fn run_all(
+        stage: &mut Stage,
+        proxy: Proxy,
+        sessions: usize,
+        count: usize,
+    ) -> Result<Vec<Self>> {
+        let mut rounds = Vec::new();
+        for _ in 0..count {
+            let round = Self::run(stage, proxy)?;
+            if round.sessions != sessions {
+                let about = round.sessions;
+                return failed(format!("a round was about {about} of {sessions}"));
+            }
+            rounds.push(round);
+        }
+        Ok(rounds)
+    }
+
     /// Asks for one, and waits until it is over.
     pub(crate) fn run(stage: &mut Stage, proxy: Proxy) -> Result<Self> {
         let (cpu, began) = (cpu_time(proxy.pid)?, Instant::now());
