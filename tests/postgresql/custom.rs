@@ -141,7 +141,10 @@ fn a_name_that_the_file_lists_needs_not_be_seen() {
     session.run(&[set]);
     proxy.migrate().assert_all_moved(1);
     assert_eq!(ask(&mut session, "app.listed"), "'x'");
+    let position = proxy.log().position();
     proxy.reconfigure(&setup.text().replace("app.listed", "app.other"));
+    // Signals of two kinds have no order.
+    proxy.wait_log(position, |line| line.is("configuration reloaded"));
     session.run(&["SELECT set_config('app' || '.other', 'y', false)"]);
     proxy.migrate().assert_all_moved(1);
     assert_eq!(ask(&mut session, "app.other"), "'y'");
