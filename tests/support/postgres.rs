@@ -141,8 +141,14 @@ impl Cluster {
             .unwrap();
         let mut log = BufReader::new(keeper.stderr.take().unwrap());
         let mut line = String::new();
+        // It is content with one of its addresses: somebody else has the port of the other.
+        let mut is_shared = false;
         while log.read_line(&mut line).unwrap() > 0 {
+            is_shared |= line.contains("could not create listen socket for");
             if line.contains("database system is ready to accept") {
+                if is_shared {
+                    line.clear();
+                }
                 // A full pipe would stop the server.
                 thread::spawn(move || log.read_to_end(&mut Vec::new()));
                 break;
