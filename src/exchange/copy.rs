@@ -19,7 +19,7 @@ pub(super) enum CopyIn {
 
 impl Exchange {
     /// The COPY that `ignored_syncs` requests were sent into has failed: each may
-    /// be answered after all. They stand at `index` of the queue.
+    /// be answered after all. They stand behind the first `index` batches.
     pub(super) fn expect_ignored_syncs(&mut self, index: usize, ignored_syncs: u32) {
         if ignored_syncs > 0 {
             self.doubtful = true;

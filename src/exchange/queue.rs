@@ -99,9 +99,20 @@ impl Queue {
         }
     }
 
-    /// Puts `times` Syncs with nothing before them at `index`, which must not
-    /// lie behind the end.
+    /// Makes the oldest batch an entry of its own.
+    fn split_first(&mut self) {
+        if let Some(front) = self.front()
+            && front.times > 1
+        {
+            self.remove(0, 1);
+            self.batches.push_front(Batch { times: 1, ..front });
+        }
+    }
+
+    /// Puts `times` Syncs with nothing before them behind the first `index` batches,
+    /// of which there must be as many: none or the oldest.
     pub(super) fn insert_syncs(&mut self, index: usize, times: u32) {
+        self.split_first();
         let syncs = Batch {
             extended: 0,
             end: BatchEnd::Sync,
@@ -133,12 +144,7 @@ impl Queue {
     /// How many extended-protocol messages the oldest batch has, to be changed
     /// for that batch alone.
     pub(super) fn first_extended_mut(&mut self) -> &mut u32 {
-        if let Some(front) = self.front()
-            && front.times > 1
-        {
-            self.remove(0, 1);
-            self.batches.push_front(Batch { times: 1, ..front });
-        }
+        self.split_first();
         match self.batches.front_mut() {
             Some(front) => &mut front.extended,
             None => &mut self.open,

@@ -228,6 +228,10 @@ fn swallowed_sync() {
                 "by a query, answered",
                 ">Qq >Sq <Gc >Qc <Eq <ZIq <ZIq >Qq <ZIq <Cq <ZI.",
             ),
+            (
+                "by a query like the next, answered",
+                ">Qq >Sq >fq <Gc >Qc <Eq >Qq <ZIq <ZIq <Cq <ZIq <Cq <ZI.",
+            ),
         ],
     );
 }
