@@ -24,8 +24,8 @@ pub use crate::dialect::SkipRule;
 use crate::message::{BackendTag, FrontendTag, TransactionStatus};
 use copy::CopyIn;
 use queue::{BatchEnd, Queue};
-pub(crate) use unnamed::{MAX_BYTES as MAX_UNNAMED_BYTES, UnnamedTracker};
-pub(crate) use unnamed::{Unnamed, UnnamedEffect};
+pub(crate) use unnamed::MAX_BYTES as MAX_UNNAMED_BYTES;
+pub use unnamed::{Unnamed, UnnamedEffect, UnnamedTracker};
 
 /// Why a session is not at a safe transfer point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +49,16 @@ impl fmt::Display for WaitingFor {
             Self::BatchWithoutSync => "batch without Sync",
         })
     }
+}
+
+/// Where a request stands among those of one connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Place {
+    /// How many batches come before its own, of those that are answered: what a COPY
+    /// swallows does not count.
+    pub batch: u64,
+    /// How many extended-protocol messages of its batch come before it.
+    pub message: u32,
 }
 
 /// Tracks which requests of one server connection are unanswered.
@@ -182,13 +192,13 @@ impl Exchange {
     }
 
     fn note_response(&mut self, tag: BackendTag, status: Option<TransactionStatus>) {
+        self.drop_unanswerable_syncs(tag);
         match tag {
             BackendTag::READY_FOR_QUERY => {
                 self.status = status.unwrap_or(TransactionStatus::InTransaction);
                 self.ready();
             }
             BackendTag::COMMAND_COMPLETE => {
-                self.queue.drop_unanswerable_syncs();
                 self.copying = false;
                 if self.copy_in == CopyIn::Ended {
                     // The COPY read everything up to its end.
@@ -204,22 +214,14 @@ impl Exchange {
             | BackendTag::NO_DATA
             | BackendTag::EMPTY_QUERY_RESPONSE
             | BackendTag::FUNCTION_CALL_RESPONSE
-            | BackendTag::PORTAL_SUSPENDED => {
-                self.queue.drop_unanswerable_syncs();
-                self.complete();
-            }
+            | BackendTag::PORTAL_SUSPENDED => self.complete(),
             BackendTag::ERROR_RESPONSE => self.error(),
             BackendTag::COPY_IN_RESPONSE => {
-                self.queue.drop_unanswerable_syncs();
                 self.copying = true;
                 self.begin_copy_in();
             }
             BackendTag::COPY_OUT_RESPONSE | BackendTag::COPY_BOTH_RESPONSE => {
-                self.queue.drop_unanswerable_syncs();
                 self.copying = true;
-            }
-            BackendTag::PARAMETER_DESCRIPTION => {
-                self.queue.drop_unanswerable_syncs();
             }
             _ => {}
         }
@@ -297,6 +299,54 @@ impl Exchange {
         }
     }
 
+    /// Where the next request will stand.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        Place {
+            batch: self.queue.open_batch(),
+            message: self.queue.open_messages(),
+        }
+    }
+
+    /// Which request the server's next message is about, if it has that type; to be asked
+    /// before [`Exchange::response`].
+    #[must_use]
+    pub fn place_of_answer(&mut self, tag: BackendTag) -> Place {
+        self.drop_unanswerable_syncs(tag);
+        Place {
+            batch: self.queue.oldest_batch(),
+            message: self.done,
+        }
+    }
+
+    /// How many batches have been answered, or were dropped.
+    #[must_use]
+    pub fn answered(&self) -> u64 {
+        self.queue.oldest_batch()
+    }
+
+    /// Drops Syncs that, with a message of this type, turn out to get no answer.
+    fn drop_unanswerable_syncs(&mut self, tag: BackendTag) {
+        match tag {
+            BackendTag::COMMAND_COMPLETE
+            | BackendTag::PARSE_COMPLETE
+            | BackendTag::BIND_COMPLETE
+            | BackendTag::CLOSE_COMPLETE
+            | BackendTag::ROW_DESCRIPTION
+            | BackendTag::NO_DATA
+            | BackendTag::EMPTY_QUERY_RESPONSE
+            | BackendTag::FUNCTION_CALL_RESPONSE
+            | BackendTag::PORTAL_SUSPENDED
+            | BackendTag::COPY_IN_RESPONSE
+            | BackendTag::COPY_OUT_RESPONSE
+            | BackendTag::COPY_BOTH_RESPONSE
+            | BackendTag::PARAMETER_DESCRIPTION => self.queue.drop_unanswerable_syncs(),
+            // A Sync with nothing before it has nothing that could fail.
+            BackendTag::ERROR_RESPONSE if self.doubtful => self.queue.drop_unanswerable_syncs(),
+            _ => {}
+        }
+    }
+
     /// One extended-protocol message is answered, or a part of a Query is.
     fn complete(&mut self) {
         let expected = self.queue.expected();
@@ -330,10 +380,6 @@ impl Exchange {
     /// ErrorResponse: of the oldest batch's Query or Sync, or of an extended
     /// message before it, which makes the server skip.
     fn error(&mut self) {
-        if self.doubtful {
-            // A Sync with nothing before it has nothing that could fail.
-            self.queue.drop_unanswerable_syncs();
-        }
         self.copying = false;
         self.copy_in = CopyIn::None;
         let ignored_syncs = std::mem::take(&mut self.ignored_syncs);

@@ -185,7 +185,9 @@ pub mod internal {
         SessionNames, SessionState, SessionTransfer, Turn,
     };
     pub use crate::error::SqlState;
-    pub use crate::exchange::{Exchange, SkipRule, WaitingFor};
+    pub use crate::exchange::{
+        Exchange, SkipRule, Unnamed, UnnamedEffect, UnnamedTracker, WaitingFor,
+    };
     pub use crate::forwarder::{
         Closing, Direction, Forwarder, Interrupt, NotParked, Ordered, Ready, Resumed, Suspension,
         Ticket,

@@ -62,6 +62,7 @@ fn recover(client: &mut Client<'_>) -> Result<String, TestCaseError> {
 fn agrees_with_the_server() {
     check(Doubt::Never, |client, script| {
         client.play(&script.steps)?;
+        client.compare_unnamed()?;
         recover(client)?;
         client.marker()
     });
@@ -73,6 +74,7 @@ fn agrees_with_the_server() {
 fn doubt_ends_with_the_next_query() {
     check(Doubt::Syncs, |client, script| {
         client.play(&script.steps)?;
+        client.compare_unnamed()?;
         recover(client)?;
         if !client.exchange.is_safe() {
             return Err(TestCaseError::fail(format!(
@@ -90,6 +92,7 @@ fn doubt_ends_with_the_next_query() {
 fn doubt_is_never_taken_for_safety() {
     check(Doubt::Anything, |client, script| {
         client.play(&script.steps)?;
+        client.compare_unnamed()?;
         recover(client).map(|_| ())
     });
 }

@@ -34,12 +34,24 @@ impl Batch {
     fn is_lone(&self) -> bool {
         self.extended == 0 && self.end != BatchEnd::Query
     }
+
+    /// How many answers it stands for.
+    fn owing(&self) -> u64 {
+        match self.end {
+            BatchEnd::Query | BatchEnd::Sync => u64::from(self.times),
+            BatchEnd::Copy => 0,
+        }
+    }
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     /// Batches forwarded and not yet answered, oldest first.
     batches: VecDeque<Batch>,
+    /// Of them, those that await an answer.
+    owing: u64,
+    /// How many that await one were ever added; the number of the open batch.
+    added: u64,
     /// Extended-protocol messages of the open batch, which comes after them.
     pub(super) open: u32,
 }
@@ -70,13 +82,33 @@ impl Queue {
 
     /// True if a batch that is not open awaits an answer.
     pub(super) fn owes_answers(&self) -> bool {
-        self.batches.iter().any(|batch| batch.end != BatchEnd::Copy)
+        self.owing > 0
     }
 
     /// How many batches that are not open await an answer.
     pub(super) fn owing(&self) -> u64 {
-        let owing = self.batches.iter().filter(|b| b.end != BatchEnd::Copy);
-        owing.map(|batch| u64::from(batch.times)).sum()
+        self.owing
+    }
+
+    /// The number of the open batch; only those that are to be answered count.
+    pub(super) fn open_batch(&self) -> u64 {
+        self.added
+    }
+
+    /// How many extended-protocol messages there are since the last batch that is to be
+    /// answered.
+    pub(super) fn open_messages(&self) -> u32 {
+        let newest = self.batches.iter().rev();
+        let copies = newest.take_while(|batch| batch.end == BatchEnd::Copy);
+        copies.fold(self.open, |sum, copy| {
+            sum.saturating_add(copy.extended.saturating_mul(copy.times))
+        })
+    }
+
+    /// The number of the oldest batch that is to be answered: counted from the open one,
+    /// so that what a COPY swallows changes the number of nothing that comes behind it.
+    pub(super) fn oldest_batch(&self) -> u64 {
+        self.added.saturating_sub(self.owing)
     }
 
     /// True if what awaits an answer are Syncs, with nothing before them.
@@ -87,6 +119,10 @@ impl Queue {
     /// Closes the open batch.
     pub(super) fn push(&mut self, end: BatchEnd) {
         let extended = std::mem::take(&mut self.open);
+        if end != BatchEnd::Copy {
+            self.owing += 1;
+            self.added += 1;
+        }
         match self.batches.back_mut() {
             Some(last) if last.extended == extended && last.end == end && last.times < u32::MAX => {
                 last.times += 1;
@@ -104,8 +140,10 @@ impl Queue {
         if let Some(front) = self.front()
             && front.times > 1
         {
+            let first = Batch { times: 1, ..front };
             self.remove(0, 1);
-            self.batches.push_front(Batch { times: 1, ..front });
+            self.owing += first.owing();
+            self.batches.push_front(first);
         }
     }
 
@@ -118,16 +156,23 @@ impl Queue {
             end: BatchEnd::Sync,
             times,
         };
+        self.owing += u64::from(times);
         self.batches.insert(index, syncs);
     }
 
     /// Removes `times` of the batches that the entry at `index` stands for.
     pub(super) fn remove(&mut self, index: usize, times: u32) {
-        match self.batches.get_mut(index) {
-            Some(batch) if batch.times > times => batch.times -= times,
-            _ => {
-                self.batches.remove(index);
-            }
+        let Some(batch) = self.batches.get_mut(index) else {
+            return;
+        };
+        let removed = Batch {
+            times: times.min(batch.times),
+            ..*batch
+        };
+        self.owing -= removed.owing();
+        batch.times -= removed.times;
+        if batch.times == 0 {
+            self.batches.remove(index);
         }
     }
 
@@ -154,13 +199,14 @@ impl Queue {
     /// A ReadyForQuery has come behind `done` completions: removes the batch it
     /// answers and all that stand before it.
     pub(super) fn drop_to_answered(&mut self, done: u32) {
-        let owes = |batch: &Batch| batch.end != BatchEnd::Copy;
+        let owes = |batch: &Batch| batch.owing() > 0;
         let answered = |batch: &Batch| owes(batch) && batch.extended <= done;
         let found =
             (self.batches.iter().position(answered)).or_else(|| self.batches.iter().position(owes));
         match found {
             Some(index) => {
-                self.batches.drain(..index);
+                let dropped: u64 = self.batches.drain(..index).map(|b| b.owing()).sum();
+                self.owing -= dropped;
                 self.remove(0, 1);
             }
             // CopyDone and CopyFail that no COPY has claimed owe nothing.
@@ -175,8 +221,8 @@ impl Queue {
             return;
         }
         if self.open > 0 || !self.batches.iter().all(Batch::is_lone) {
-            while self.batches.front().is_some_and(Batch::is_lone) {
-                self.batches.pop_front();
+            while let Some(lone) = self.front().filter(Batch::is_lone) {
+                self.remove(0, lone.times);
             }
         }
     }

@@ -3,14 +3,16 @@
 //! A server drops the unnamed statement at a simple Query, at a Close of it, and at
 //! each new Parse without a name, even one that fails (postgres.c,
 //! `drop_unnamed_stmt`).  What it drops behind an error changes nothing.  So a change
-//! counts when its answer comes, and each is known by its place among the messages
-//! between two Syncs.
+//! counts when its answer comes, and each is known by its place, of which the exchange
+//! tracker says which answer belongs to it.  Where the two disagree the statement is
+//! unknown up to the next one: a wrong one would be worse than none.
 //!
 //! Memory: one Parse of at most [`MAX_BYTES`] a session, and those under way up to
 //! [`MAX_PENDING_BYTES`]: a client may send behind an error for ever and never a Sync.
 
 use std::collections::VecDeque;
 
+use super::Place;
 use crate::message::{BackendTag, FrontendTag};
 
 /// A longer Parse is not kept; its session does not move while it stands.
@@ -24,7 +26,7 @@ const MAX_PENDING: usize = 8 * 1024;
 
 /// What the server's unnamed statement is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) enum Unnamed {
+pub enum Unnamed {
     /// There is none.
     #[default]
     None,
@@ -61,32 +63,23 @@ enum Change {
     Parse(Vec<u8>),
     LongParse,
     Close,
-    /// A simple Query, which has a ReadyForQuery of its own.
+    /// A simple Query.
     Query,
-    /// A FunctionCall, which has one as well and leaves the statement alone.
-    FunctionCall,
-}
-
-/// Among the messages of one connection: how many Syncs came before, and how many
-/// messages since.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-struct Place {
-    syncs: u64,
-    messages: u32,
 }
 
 /// Follows the unnamed statement of one session; fed as the exchange is.
 #[derive(Debug, Default)]
-pub(crate) struct UnnamedTracker {
+pub struct UnnamedTracker {
     statement: Unnamed,
     /// What has been sent and not answered.
     pending: VecDeque<(Place, Change)>,
     /// Of the Parses in it.
     pending_bytes: usize,
-    /// There were too many: nothing is followed until all has been answered.
+    /// They were too many, or did not agree with the answers: nothing is followed until
+    /// all has been answered.
     lost: bool,
-    sent: Place,
-    answered: Place,
+    /// The server reads COPY data.
+    copying: bool,
     /// The server drops everything up to the next Sync.
     skipping: bool,
     /// Memory for the next Parse.
@@ -95,135 +88,121 @@ pub(crate) struct UnnamedTracker {
 
 impl UnnamedTracker {
     /// The statement, where everything has been answered.
-    pub(crate) const fn statement(&self) -> &Unnamed {
+    pub const fn statement(&self) -> &Unnamed {
         &self.statement
     }
 
-    /// A message of the client; `frame` begins with it, where it is a Parse that is
-    /// kept.
-    pub(crate) fn request(&mut self, tag: FrontendTag, effect: UnnamedEffect, frame: &[u8]) {
+    /// A message of the client, which stands at `place`; `frame` begins with it, where it
+    /// is a Parse that is kept.
+    pub fn request(&mut self, tag: FrontendTag, effect: UnnamedEffect, frame: &[u8], place: Place) {
         if self.lost {
             return;
         }
         let change = match (tag, effect) {
-            (FrontendTag::SYNC, _) => {
-                self.sent.syncs += 1;
-                self.sent.messages = 0;
-                return;
-            }
-            (FrontendTag::QUERY, _) => Some(Change::Query),
-            (FrontendTag::FUNCTION_CALL, _) => Some(Change::FunctionCall),
+            (FrontendTag::QUERY, _) => Change::Query,
             (FrontendTag::PARSE, UnnamedEffect::Parse { bytes }) => {
                 let mut kept = self.spare.pop().unwrap_or_default();
                 kept.extend_from_slice(frame.get(..bytes).unwrap_or(frame));
                 self.pending_bytes += kept.len();
-                Some(Change::Parse(kept))
+                Change::Parse(kept)
             }
-            (FrontendTag::PARSE, UnnamedEffect::LongParse) => Some(Change::LongParse),
-            (FrontendTag::CLOSE, UnnamedEffect::Close) => Some(Change::Close),
-            (
-                FrontendTag::PARSE
-                | FrontendTag::BIND
-                | FrontendTag::DESCRIBE
-                | FrontendTag::EXECUTE
-                | FrontendTag::CLOSE,
-                _,
-            ) => None,
+            (FrontendTag::PARSE, UnnamedEffect::LongParse) => Change::LongParse,
+            (FrontendTag::CLOSE, UnnamedEffect::Close) => Change::Close,
             _ => return,
         };
-        if let Some(change) = change {
-            self.pending.push_back((self.sent, change));
-            if self.pending.len() > MAX_PENDING || self.pending_bytes > MAX_PENDING_BYTES {
-                self.pending = VecDeque::new();
-                self.pending_bytes = 0;
-                self.lost = true;
-            }
+        self.pending.push_back((place, change));
+        if self.pending.len() > MAX_PENDING || self.pending_bytes > MAX_PENDING_BYTES {
+            self.lose();
         }
-        self.sent.messages = self.sent.messages.saturating_add(1);
     }
 
-    /// A message of the server, but for those that may come at any time.
-    pub(crate) fn response(&mut self, tag: BackendTag) {
+    /// A message of the server, about what stands at `place`; `answered` batches have
+    /// been answered with it.
+    pub fn response(&mut self, tag: BackendTag, place: Place, answered: u64) {
         if self.lost {
             return;
         }
-        let due = self
-            .pending
-            .front()
-            .filter(|(place, _)| *place == self.answered && !self.skipping)
-            .map(|(_, change)| change);
-        match (tag, due) {
-            (BackendTag::READY_FOR_QUERY, Some(Change::Query | Change::FunctionCall)) => {
-                if let Some((_, Change::Query)) = self.pending.pop_front() {
-                    self.set(Unnamed::None);
+        let oldest = (self.pending.front()).filter(|(own, _)| own.batch <= place.batch);
+        let due = match oldest {
+            Some((own, change)) if !self.skipping => {
+                if own.message < place.message {
+                    // It was not answered, and what comes behind it is.
+                    self.lose();
+                    return;
                 }
-                self.answered.messages += 1;
+                (own.message == place.message).then_some(change)
             }
-            (BackendTag::READY_FOR_QUERY, _) => self.sync_answered(),
-            // Its statement is gone when the first of its answers comes, and
-            // nothing looks before the last one.
-            (_, Some(Change::Query | Change::FunctionCall)) => {}
+            _ => None,
+        };
+        match (tag, due) {
+            (BackendTag::READY_FOR_QUERY, _) => self.ready(place.batch, answered),
             (BackendTag::ERROR_RESPONSE, due) => {
-                if matches!(due, Some(Change::Parse(_) | Change::LongParse)) {
+                // What fails does away with it as well.
+                if matches!(
+                    due,
+                    Some(Change::Parse(_) | Change::LongParse | Change::Query)
+                ) {
                     self.set(Unnamed::None);
+                    self.pending.pop_front();
                 }
                 self.skipping = true;
+                if self.copying && !self.pending.is_empty() {
+                    // What comes behind may have been what the COPY failed by.
+                    self.lose();
+                }
+                self.copying = false;
             }
+            (BackendTag::COPY_IN_RESPONSE, _) => self.copying = true,
+            (BackendTag::COMMAND_COMPLETE, _) => self.copying = false,
             (BackendTag::PARSE_COMPLETE, Some(Change::Parse(_) | Change::LongParse)) => {
                 match self.pop() {
                     Some(Change::Parse(frame)) => self.set(Unnamed::Parsed(frame)),
                     _ => self.set(Unnamed::TooLong),
                 }
-                self.answered.messages += 1;
             }
             (BackendTag::CLOSE_COMPLETE, Some(Change::Close)) => {
                 self.pending.pop_front();
                 self.set(Unnamed::None);
-                self.answered.messages += 1;
             }
-            (
-                BackendTag::PARSE_COMPLETE
-                | BackendTag::BIND_COMPLETE
-                | BackendTag::CLOSE_COMPLETE
-                | BackendTag::ROW_DESCRIPTION
-                | BackendTag::NO_DATA
-                | BackendTag::EMPTY_QUERY_RESPONSE
-                | BackendTag::PORTAL_SUSPENDED
-                | BackendTag::COMMAND_COMPLETE,
-                None,
-            ) => self.answered.messages += 1,
             _ => {}
         }
     }
 
     /// Everything asked has been answered, by what the exchange knows.
-    pub(crate) fn all_answered(&mut self) {
+    pub fn all_answered(&mut self) {
         if !self.pending.is_empty() || self.lost {
-            // The count was wrong: a Sync in a COPY, a server of another mind.
-            self.pending.clear();
-            self.pending_bytes = 0;
+            // A server of another mind than the exchange.
+            self.lose();
             self.lost = false;
             self.set(Unnamed::Unknown);
         }
-        self.sent = Place::default();
-        self.answered = Place::default();
         self.skipping = false;
     }
 
-    /// The answer to a Sync: what has not been answered before it was skipped.
-    fn sync_answered(&mut self) {
-        let syncs = self.answered.syncs;
-        let is_over = |(place, _): &(Place, Change)| place.syncs <= syncs;
+    /// ReadyForQuery of the batch with that number: of what has been sent up to its end
+    /// nothing is still to come.  It was skipped behind an error, or it is a Query, whose
+    /// statement is gone by now.
+    fn ready(&mut self, batch: u64, answered: u64) {
+        let is_over = |(own, _): &(Place, Change)| own.batch < answered;
         while self.pending.front().is_some_and(is_over) {
-            if let Some(Change::Parse(frame)) = self.pop() {
-                self.keep_memory(frame);
+            let of_batch = self
+                .pending
+                .front()
+                .is_some_and(|(own, _)| own.batch <= batch);
+            match self.pop() {
+                Some(Change::Query) if !self.skipping => self.set(Unnamed::None),
+                Some(Change::Parse(frame)) if self.skipping && of_batch => self.keep_memory(frame),
+                _ if self.skipping && of_batch => {}
+                _ => self.lose(),
             }
         }
-        self.answered = Place {
-            syncs: syncs + 1,
-            messages: 0,
-        };
         self.skipping = false;
+    }
+
+    fn lose(&mut self) {
+        self.pending = VecDeque::new();
+        self.pending_bytes = 0;
+        self.lost = true;
     }
 
     fn pop(&mut self) -> Option<Change> {
@@ -254,13 +233,40 @@ impl UnnamedTracker {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Exchange;
     use super::*;
+    use crate::message::TransactionStatus;
+
+    /// A tracker with the exchange that tells it which answer is whose.
+    #[derive(Default)]
+    struct Session {
+        exchange: Exchange,
+        tracker: UnnamedTracker,
+    }
+
+    impl Session {
+        fn request(&mut self, tag: FrontendTag, effect: UnnamedEffect, frame: &[u8]) {
+            let place = self.exchange.place();
+            self.exchange.request(tag);
+            self.tracker.request(tag, effect, frame, place);
+        }
+
+        fn response(&mut self, tag: BackendTag) {
+            let place = self.exchange.place_of_answer(tag);
+            self.exchange.response(tag, Some(TransactionStatus::Idle));
+            let answered = self.exchange.answered();
+            self.tracker.response(tag, place, answered);
+            if tag == BackendTag::READY_FOR_QUERY && self.exchange.is_answered() {
+                self.tracker.all_answered();
+            }
+        }
+    }
 
     /// Messages as letters: the client's `p` Parse unnamed, `P` named, `L` a long one
-    /// unnamed, `B E D` as in the protocol, `c` Close of the unnamed statement, `S`,
-    /// `Q`, `F`; behind a colon the server's.
+    /// unnamed, `k` Close of the unnamed statement, the others as in the protocol; behind
+    /// a colon the server's.
     fn after(conversation: &str) -> Unnamed {
-        let mut tracker = UnnamedTracker::default();
+        let mut session = Session::default();
         let mut parses = 0;
         for turn in conversation.split_whitespace() {
             let (requests, responses) = turn.split_once(':').unwrap_or((turn, ""));
@@ -268,20 +274,18 @@ mod tests {
                 let (tag, effect) = match request {
                     b'p' => (b'P', UnnamedEffect::Parse { bytes: 1 }),
                     b'L' => (b'P', UnnamedEffect::LongParse),
-                    b'c' => (b'C', UnnamedEffect::Close),
+                    b'k' => (b'C', UnnamedEffect::Close),
                     other => (other, UnnamedEffect::None),
                 };
                 parses += u8::from(request == b'p');
-                tracker.request(FrontendTag(tag), effect, &[parses, 0]);
+                session.request(FrontendTag(tag), effect, &[parses, 0]);
             }
             for response in responses.bytes() {
-                tracker.response(BackendTag(response));
+                session.response(BackendTag(response));
             }
         }
-        if tracker.pending.is_empty() {
-            tracker.all_answered();
-        }
-        tracker.statement
+        assert!(session.exchange.is_answered(), "{conversation}");
+        session.tracker.statement
     }
 
     #[test]
@@ -299,7 +303,7 @@ mod tests {
             ("pS:1Z Q:TDCZ", Unnamed::None),
             ("pS:1Z Q:EZ", Unnamed::None),
             ("pS:1Z F:VZ", parsed(1)),
-            ("pS:1Z cS:3Z", Unnamed::None),
+            ("pS:1Z kS:3Z", Unnamed::None),
             // A Parse that fails takes the one before it away.
             ("pS:1Z pS:EZ", Unnamed::None),
             // One that is skipped does not.
@@ -316,6 +320,15 @@ mod tests {
             ("pS:1Z PBQS:12TCZZ", Unnamed::None),
             ("QpS:TCZ1Z", parsed(1)),
             ("pDS:1tTZ", parsed(1)),
+            // A COPY swallows Syncs: as psql copies, as pg8000 does, and pipelined.
+            ("pS:1Z QSdc:GCZ", Unnamed::None),
+            ("pS:1Z BESS:2G dcS:CZ pS:1Z", parsed(2)),
+            ("pS:1Z BESS:2G dcS:EZ pS:1Z", parsed(2)),
+            ("pS:1Z BES:2G dcS:EZ kS:3Z", Unnamed::None),
+            ("pS:1Z BES:2G dcS:EZ BpS:EZ Q:CZ", Unnamed::None),
+            ("PBESScSpBESkPBEcS:12GCZ12CZ312GCZ", Unnamed::None),
+            ("PBESScSpBESPBEcS:12GCZ12CZ12GCZ", parsed(1)),
+            ("PBESScSpBESPBEcSBS:12GCZ1EZ12GCZEZ", parsed(1)),
         ];
         for (conversation, expected) in table {
             assert_eq!(after(conversation), expected, "{conversation}");
@@ -324,31 +337,35 @@ mod tests {
 
     #[test]
     fn a_count_that_went_wrong_is_not_believed() {
-        let mut tracker = UnnamedTracker::default();
         let parse = UnnamedEffect::Parse { bytes: 1 };
-        tracker.request(FrontendTag::PARSE, parse, b"x");
-        tracker.all_answered();
-        assert_eq!(tracker.statement, Unnamed::Unknown);
-        tracker.request(FrontendTag::PARSE, parse, b"x");
-        tracker.request(FrontendTag::SYNC, UnnamedEffect::None, b"");
-        tracker.response(BackendTag::PARSE_COMPLETE);
-        tracker.response(BackendTag::READY_FOR_QUERY);
-        tracker.all_answered();
-        assert_eq!(tracker.statement, Unnamed::Parsed(b"x".to_vec()));
+        let mut session = Session::default();
+        let place = session.exchange.place();
+        (session.tracker).request(FrontendTag::PARSE, parse, b"x", place);
+        session.tracker.all_answered();
+        assert_eq!(session.tracker.statement, Unnamed::Unknown);
+        session.request(FrontendTag::PARSE, parse, b"x");
+        session.request(FrontendTag::SYNC, UnnamedEffect::None, b"");
+        session.response(BackendTag::PARSE_COMPLETE);
+        session.response(BackendTag::READY_FOR_QUERY);
+        assert_eq!(session.tracker.statement, Unnamed::Parsed(b"x".to_vec()));
+        // A batch is over, and its Parse was neither answered nor skipped.
+        session.request(FrontendTag::PARSE, parse, b"y");
+        session.request(FrontendTag::SYNC, UnnamedEffect::None, b"");
+        session.response(BackendTag::READY_FOR_QUERY);
+        assert_eq!(session.tracker.statement, Unnamed::Unknown);
     }
 
     #[test]
     fn a_statement_parsed_again_and_again_takes_no_new_memory() {
-        let mut tracker = UnnamedTracker::default();
+        let mut session = Session::default();
         let mut seen = std::collections::HashSet::new();
         for _ in 0..100 {
             let parse = UnnamedEffect::Parse { bytes: 3 };
-            tracker.request(FrontendTag::PARSE, parse, b"abc");
-            tracker.request(FrontendTag::SYNC, UnnamedEffect::None, b"");
-            tracker.response(BackendTag::PARSE_COMPLETE);
-            tracker.response(BackendTag::READY_FOR_QUERY);
-            tracker.all_answered();
-            if let Unnamed::Parsed(frame) = tracker.statement() {
+            session.request(FrontendTag::PARSE, parse, b"abc");
+            session.request(FrontendTag::SYNC, UnnamedEffect::None, b"");
+            session.response(BackendTag::PARSE_COMPLETE);
+            session.response(BackendTag::READY_FOR_QUERY);
+            if let Unnamed::Parsed(frame) = session.tracker.statement() {
                 seen.insert(frame.as_ptr());
             }
         }
@@ -357,7 +374,7 @@ mod tests {
 
     #[test]
     fn what_is_sent_behind_an_error_for_ever_takes_no_memory_for_ever() {
-        let mut tracker = UnnamedTracker::default();
+        let mut session = Session::default();
         let frame = vec![b'x'; 60_000];
         let bytes = frame.len();
         for effect in [UnnamedEffect::Parse { bytes }, UnnamedEffect::Close] {
@@ -366,23 +383,25 @@ mod tests {
                     UnnamedEffect::Close => FrontendTag::CLOSE,
                     _ => FrontendTag::PARSE,
                 };
-                tracker.request(tag, effect, &frame);
-                assert!(tracker.pending_bytes <= MAX_PENDING_BYTES + bytes);
-                assert!(tracker.pending.len() <= MAX_PENDING + 1);
+                session.request(tag, effect, &frame);
+                assert!(session.tracker.pending_bytes <= MAX_PENDING_BYTES + bytes);
+                assert!(session.tracker.pending.len() <= MAX_PENDING + 1);
             }
-            tracker.response(BackendTag::ERROR_RESPONSE);
-            tracker.request(FrontendTag::SYNC, UnnamedEffect::None, &[]);
-            tracker.response(BackendTag::READY_FOR_QUERY);
-            tracker.all_answered();
-            assert_eq!(*tracker.statement(), Unnamed::Unknown);
+            session.response(BackendTag::ERROR_RESPONSE);
+            session.request(FrontendTag::SYNC, UnnamedEffect::None, &[]);
+            session.response(BackendTag::READY_FOR_QUERY);
+            assert_eq!(*session.tracker.statement(), Unnamed::Unknown);
         }
         // And heals with the next one.
-        tracker.request(
+        session.request(
             FrontendTag::PARSE,
             UnnamedEffect::Parse { bytes: 3 },
             b"abc",
         );
-        tracker.response(BackendTag::PARSE_COMPLETE);
-        assert_eq!(*tracker.statement(), Unnamed::Parsed(b"abc".to_vec()));
+        session.response(BackendTag::PARSE_COMPLETE);
+        assert_eq!(
+            *session.tracker.statement(),
+            Unnamed::Parsed(b"abc".to_vec())
+        );
     }
 }

@@ -156,6 +156,7 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
             if state.holds_back(frame.tag, held) {
                 return frame.start;
             }
+            let place = state.exchange.place();
             state.exchange.request(frame.tag);
             state.last_request = frame.tag;
             match frame.unnamed {
@@ -166,7 +167,7 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
                 _ => {}
             }
             let own = bytes.get(frame.start..).unwrap_or_default();
-            state.unnamed.request(frame.tag, frame.unnamed, own);
+            state.unnamed.request(frame.tag, frame.unnamed, own, place);
             state.terminate_sent |= frame.tag == FrontendTag::TERMINATE;
         }
         bytes.len()
@@ -189,8 +190,10 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
         let mut state = self.state.lock();
         if state.gate == Gate::Open {
             for frame in frames {
+                let place = state.exchange.place_of_answer(frame.tag);
                 state.exchange.response(frame.tag, frame.status);
-                state.unnamed.response(frame.tag);
+                let answered = state.exchange.answered();
+                state.unnamed.response(frame.tag, place, answered);
                 if frame.tag == BackendTag::READY_FOR_QUERY {
                     state.note_ready();
                 }

@@ -9,7 +9,7 @@ use bytes::BytesMut;
 use postgres_protocol::message::frontend;
 use proptest::test_runner::TestCaseError;
 use sqlproxy::internal::{BackendTag, FrontendTag, TransactionStatus};
-use sqlproxy::internal::{Exchange, WaitingFor};
+use sqlproxy::internal::{Exchange, Unnamed, UnnamedEffect, UnnamedTracker, WaitingFor};
 
 use super::script::{Pause, Request, Script};
 use crate::support::postgres::{Cluster, USER};
@@ -65,6 +65,7 @@ pub(super) struct Client<'a> {
     stream: UnixStream,
     monitor: &'a mut Monitor,
     pub(super) exchange: Exchange,
+    unnamed: UnnamedTracker,
     /// Whether the tracker has to be right about what is *not* safe, too.
     exact: bool,
     pid: i32,
@@ -77,6 +78,8 @@ pub(super) struct Client<'a> {
     asked: Option<FrontendTag>,
     /// The last message of the server that answered something.
     answered: Option<BackendTag>,
+    /// The server has read COPY data, where messages sent ahead may count as never sent.
+    copied: bool,
     /// What went over the wire, for the report of a failure.
     history: String,
 }
@@ -94,6 +97,7 @@ impl<'a> Client<'a> {
             stream,
             monitor,
             exchange: Exchange::new(),
+            unnamed: UnnamedTracker::default(),
             exact,
             pid: 0,
             received: Vec::new(),
@@ -103,6 +107,7 @@ impl<'a> Client<'a> {
             markers: Box::new(script.markers.clone().into_iter().cycle()),
             asked: None,
             answered: None,
+            copied: false,
             history: String::new(),
         };
         let mut startup = BytesMut::new();
@@ -141,7 +146,14 @@ impl<'a> Client<'a> {
         self.history
             .push_str(&format!(" >{}", char::from(bytes[0])));
         let tag = FrontendTag(bytes[0]);
+        let place = self.exchange.place();
         self.exchange.request(tag);
+        let effect = match request {
+            Request::Parse("", _) => UnnamedEffect::Parse { bytes: bytes.len() },
+            Request::Close(b'S', "") => UnnamedEffect::Close,
+            _ => UnnamedEffect::None,
+        };
+        self.unnamed.request(tag, effect, &bytes, place);
         if !b"dcfH".contains(&tag.0) {
             self.asked = Some(tag);
         }
@@ -277,16 +289,96 @@ impl<'a> Client<'a> {
         Ok(())
     }
 
+    /// Where the tracker knows the unnamed statement, the server has the same: none, or one
+    /// that is described as that Parse is.
+    pub(super) fn compare_unnamed(&mut self) -> Result<(), TestCaseError> {
+        if !self.exchange.is_safe() {
+            return Ok(());
+        }
+        let known = self.unnamed.statement().clone();
+        self.history.push_str(&format!(" unnamed {known:?}:"));
+        self.markers_off(|client| {
+            let own = client.described("")?;
+            let expected = match &known {
+                Unnamed::None => None,
+                Unnamed::Parsed(parse) => {
+                    let text = parse.strip_prefix(b"P").and_then(|parse| parse.get(5..));
+                    let named = [b"again\0".as_slice(), text.unwrap()].concat();
+                    client.parse_again(&named)?;
+                    client.described("again")?
+                }
+                Unnamed::Unknown if client.copied => return Ok(()),
+                Unnamed::Unknown | Unnamed::TooLong => {
+                    return Err(client.failure("the unnamed statement is not known"));
+                }
+            };
+            if own != expected {
+                return Err(client.failure("another unnamed statement than the server's"));
+            }
+            Ok(())
+        })
+    }
+
+    /// What the server says of a statement; `None` if it knows none of that name.
+    fn described(&mut self, name: &'static str) -> Result<Option<Vec<Vec<u8>>>, TestCaseError> {
+        self.send(&Request::Describe(b'S', name))?;
+        let answer = self.synced()?;
+        let failed = answer
+            .iter()
+            .any(|frame| frame.tag == BackendTag::ERROR_RESPONSE);
+        Ok((!failed).then(|| answer.into_iter().map(|frame| frame.body).collect()))
+    }
+
+    /// Parses by a message's body, whatever the trackers know of it.
+    fn parse_again(&mut self, body: &[u8]) -> Result<(), TestCaseError> {
+        let length = u32::try_from(body.len() + 4).unwrap().to_be_bytes();
+        self.exchange.request(FrontendTag::PARSE);
+        self.unsent
+            .extend([b"P".as_slice(), &length, body].concat());
+        let answer = self.synced()?;
+        if answer
+            .first()
+            .is_none_or(|frame| frame.tag != BackendTag::PARSE_COMPLETE)
+        {
+            return Err(self.failure("what was parsed before cannot be parsed again"));
+        }
+        Ok(())
+    }
+
+    /// Sends a Sync and takes everything up to its answer.
+    fn synced(&mut self) -> Result<Vec<Frame>, TestCaseError> {
+        self.send(&Request::Sync)?;
+        self.write()?;
+        let mut answer = Vec::new();
+        loop {
+            let frame = self.wait_frame()?;
+            self.note(&frame);
+            if frame.tag == BackendTag::READY_FOR_QUERY {
+                return Ok(answer);
+            }
+            if !frame.tag.is_asynchronous() {
+                answer.push(frame);
+            }
+        }
+    }
+
     fn note(&mut self, frame: &Frame) {
         self.history
             .push_str(&format!(" <{}", char::from(frame.tag.0)));
         let ready = frame.tag == BackendTag::READY_FOR_QUERY;
         let status = frame.body.first().filter(|_| ready);
         if !frame.tag.is_asynchronous() {
+            self.copied |= frame.tag == BackendTag::COPY_IN_RESPONSE;
             self.answered = Some(frame.tag);
         }
         let status = status.and_then(|byte| TransactionStatus::from_byte(*byte));
+        let place = self.exchange.place_of_answer(frame.tag);
         self.exchange.response(frame.tag, status);
+        let answered = self.exchange.answered();
+        self.unnamed.response(frame.tag, place, answered);
+        if ready && self.exchange.is_answered() {
+            self.unnamed.all_answered();
+        }
     }
 
     /// The next message; waits for it.

@@ -85,8 +85,7 @@ fn a_pods_session_keeps_it_where_it_stays_and_where_it_goes() {
     converse(&proxy, &mut staying, "26000", Outcome::Recoverable);
 }
 
-#[test]
-fn a_postgresql_session_keeps_it_where_it_goes() {
+fn postgresql() -> (Proxy, Wire) {
     let proxy = Setup::new(&cluster().addresses())
         .top("dialect = \"postgresql\"")
         .section("[login]\nmethod = \"trust\"")
@@ -95,7 +94,33 @@ fn a_postgresql_session_keeps_it_where_it_goes() {
     let mut wire = Wire::connect(proxy.address());
     wire.start(&[("user", USER), ("database", "postgres")]);
     proxy.wait_opened(&wire);
+    (proxy, wire)
+}
+
+#[test]
+fn a_postgresql_session_keeps_it_where_it_goes() {
+    let (proxy, mut wire) = postgresql();
     converse(&proxy, &mut wire, "26000", Outcome::Success);
+}
+
+/// As pg8000 copies: the Sync behind Execute is sent into the COPY, whose failure leaves
+/// open whether it will be answered.
+#[test]
+fn one_behind_a_copy_that_failed_is_known() {
+    let (proxy, mut wire) = postgresql();
+    prepare(&mut wire, "COPY app.account FROM STDIN");
+    let bind = frame(b'B', b"\0\0\0\0\0\0\0\0");
+    let execute = frame(b'E', b"\0\0\0\0\0");
+    wire.send(&[bind, execute, sync()].concat());
+    wire.expect(b'2');
+    wire.expect(b'G');
+    let data = frame(b'd', b"no number\n");
+    wire.send(&[data, frame(b'c', b""), sync()].concat());
+    assert_eq!(wire.expect(b'E').field('C'), "22P02");
+    wire.receive_through(b'Z');
+    prepare(&mut wire, "SELECT 'behind'");
+    proxy.migrate().assert_all_moved(1);
+    assert_eq!(run(&mut wire).as_deref(), Ok("behind"));
 }
 
 #[test]
