@@ -5,7 +5,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Duration;
 
 use socket2::{Domain, SockFilter, SockRef, Type};
@@ -22,6 +22,7 @@ use crate::metrics::Event;
 use crate::proxy_state::ProxyState;
 use crate::startup::is_cancel_request;
 use crate::threads::NoThread;
+use crate::threads::{self, JoinHandle};
 use crate::unchecked;
 
 /// Connections that may wait for their accept: what a client pool opens at once.
@@ -70,7 +71,7 @@ fn bind_one(address: SocketAddr, reuse_port: bool) -> io::Result<TcpListener> {
 pub(crate) struct Acceptors {
     /// Readable once they are to end; never read.
     close: Arc<OwnedFd>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Vec<JoinHandle>,
     /// Listeners beside those of another process, which is to get who comes now.
     shared: Vec<Arc<TcpListener>>,
 }
@@ -122,9 +123,7 @@ impl Acceptors {
         acceptor.listener.set_nonblocking(true)?;
         let close = Arc::clone(&self.close);
         let listener = shared.then(|| Arc::clone(&acceptor.listener));
-        let thread = thread::Builder::new()
-            .name("accept".to_owned())
-            .spawn(move || acceptor.run(&close))?;
+        let thread = threads::spawn("accept".to_owned(), move || acceptor.run(&close))?;
         self.threads.push(thread);
         self.shared.extend(listener);
         Ok(())
@@ -147,8 +146,7 @@ impl Acceptors {
         // Fails only where the counter is full, and then they are awake anyway.
         let _ = rustix::io::write(&self.close, &1_u64.to_ne_bytes());
         for thread in self.threads.drain(..) {
-            // Its panic was already reported by the panic hook.
-            let _ = thread.join();
+            thread.join();
         }
     }
 }

@@ -23,11 +23,12 @@ use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
 
 use rustix::event::{EventfdFlags, eventfd};
 
 use http::{Request, Response};
+
+use crate::threads::{self, JoinHandle};
 
 /// Prometheus's text format, as its documentation names it.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -54,7 +55,7 @@ pub(crate) struct Pages {
 pub(crate) struct Admin {
     state: Arc<AdminState>,
     address: SocketAddr,
-    server: Option<JoinHandle<()>>,
+    server: Option<JoinHandle>,
 }
 
 struct AdminState {
@@ -110,7 +111,7 @@ impl Admin {
             stopping: AtomicBool::new(false),
             wake: eventfd(0, flags)?,
         });
-        let server = thread::Builder::new().name("admin".to_owned()).spawn({
+        let server = threads::spawn("admin".to_owned(), {
             let state = Arc::clone(&state);
             move || clients::serve(&listener, &state)
         })?;
@@ -134,8 +135,7 @@ impl Drop for Admin {
         // Fails only where the counter is full, and then it is awake anyway.
         let _ = rustix::io::write(&self.state.wake, &1_u64.to_ne_bytes());
         if let Some(server) = self.server.take() {
-            // Its panic was already reported by the panic hook.
-            let _ = server.join();
+            server.join();
         }
     }
 }

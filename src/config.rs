@@ -49,8 +49,8 @@ pub(crate) use shutdown::{OnShutdown, Shutdown};
 
 /// Where the proxy listens when the file does not say: CockroachDB's SQL port.
 const DEFAULT_LISTEN: (&str, u16) = ("127.0.0.1", 26257);
-/// Sessions at once when the file does not say; below the some 8,100 at which
-/// Linux's default `vm.max_map_count` ends (two threads of four maps each).
+/// Sessions at once when the file does not say; below the some 16,200 at which
+/// Linux's default `vm.max_map_count` ends (two threads of two maps each).
 const DEFAULT_MAX_CONNECTIONS: usize = 5000;
 /// More than one process can hold on any machine of today; guards the sums in
 /// `limits` against nonsense.

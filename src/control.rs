@@ -34,6 +34,7 @@ use crate::health::LookOver;
 use crate::proxy_state::ProxyState;
 use crate::round::{Aim, Round};
 use crate::session::Session;
+use crate::threads;
 use commands::Running;
 use protocol::{Command, Done, MAX_REQUEST_BYTES, Reply};
 
@@ -111,9 +112,8 @@ impl Control {
             listener: Arc::clone(&listener),
         };
         let clients = Limit::new(MAX_CLIENTS);
-        thread::Builder::new()
-            .name("control".to_owned())
-            .spawn(move || accept(&listener, &state, &orders, &clients))?;
+        let work = move || accept(&listener, &state, &orders, &clients);
+        threads::spawn("control".to_owned(), work)?;
         Ok(control)
     }
 
@@ -205,9 +205,8 @@ fn accept(
             continue;
         };
         let (state, orders) = (Arc::clone(state), orders.clone());
-        let spawned = thread::Builder::new()
-            .name("control client".to_owned())
-            .spawn(move || serve(stream, &state, &orders, permit));
+        let work = move || serve(stream, &state, &orders, permit);
+        let spawned = threads::spawn("control client".to_owned(), work);
         if let Err(error) = spawned {
             log::warn!(reason:% = error; "command refused: no thread for it");
         }

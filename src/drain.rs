@@ -20,6 +20,7 @@ use crate::proxy_state::{DrainNews, ProxyState};
 use crate::round::{Aim, Round};
 use crate::session::Session;
 use crate::stage::Stage;
+use crate::threads;
 
 /// Between two looks at the backends.
 const INTERVAL: Duration = Duration::from_millis(100);
@@ -62,9 +63,7 @@ pub(crate) fn start(state: &Arc<ProxyState>, trigger: &'static str, later: bool)
     let (news, received) = crossbeam_channel::unbounded();
     let _ = news.send(begun);
     let of = Arc::downgrade(state);
-    thread::Builder::new()
-        .name("drain".to_owned())
-        .spawn(move || run(&of, &received))?;
+    threads::spawn("drain".to_owned(), move || run(&of, &received))?;
     *draining = Some(news);
     Ok(())
 }

@@ -13,7 +13,6 @@ mod url;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
@@ -22,6 +21,7 @@ use parking_lot::Mutex;
 use crate::balancer::{BackendId, Freshness, ProbeTarget, Sign, SignNews};
 use crate::config::Config;
 use crate::connector::{Connector, Probed};
+use crate::threads;
 use url::{Pages, Told};
 
 /// How late a look may begin or end: a machine under load.
@@ -148,11 +148,11 @@ impl Health {
             settings,
             leaving: self.leaving.clone(),
         };
-        let thread = match witness {
-            Witness::Port => thread::Builder::new().name(format!("health-{}", target.name)),
-            Witness::Page => thread::Builder::new().name(format!("page-{}", target.name)),
+        let work = move || prober.run(&receiver);
+        match witness {
+            Witness::Port => threads::spawn(format!("health-{}", target.name), work)?,
+            Witness::Page => threads::spawn(format!("page-{}", target.name), work)?,
         };
-        thread.spawn(move || prober.run(&receiver))?;
         Ok(sender)
     }
 }

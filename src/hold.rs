@@ -26,7 +26,6 @@ mod keeper;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -39,6 +38,7 @@ use crate::logging::event;
 use crate::metrics::ReasonLabel;
 use crate::session_name::SessionName;
 use crate::stream::Stream;
+use crate::threads;
 use crate::transfer::{HeldTransfer, Lost, TransferContext};
 use crate::workers::Workers;
 use book::{BackendHold, Book, Fate};
@@ -362,9 +362,7 @@ impl Holds {
         }
         if !book.keeper_runs {
             let holds = Arc::clone(self);
-            thread::Builder::new()
-                .name("hold".to_owned())
-                .spawn(move || keeper::Keeper::new(holds).run())?;
+            threads::spawn("hold".to_owned(), move || keeper::Keeper::new(holds).run())?;
             book.keeper_runs = true;
         }
         Ok(())

@@ -205,4 +205,5 @@ pub mod internal {
     pub use crate::tls::{
         ClientTlsContext, Negotiated, ServerTlsContext, SslMode, TlsContexts, same_certificate,
     };
+    pub use crate::unchecked::keep_one_heap;
 }

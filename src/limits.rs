@@ -1,7 +1,6 @@
 //! Whether this machine can hold `max_connections`, asked before anything starts.
 //!
-//! A thread that cannot be started would otherwise be found out under full load,
-//! and std aborts the whole process when a thread's memory cannot be mapped.
+//! A thread that cannot be started would otherwise be found out under full load.
 //! `Needs` says what the settings ask for, `Machine` what there is; the comparison
 //! is pure. Non-goals: memory, and what other processes already use of a limit
 //! that they share.
@@ -41,9 +40,8 @@ const THREADS_RESERVE: u64 = 24;
 /// One a backend and one a health page, and its connection.
 const THREADS_PER_PROBER: u64 = 1;
 const FILES_PER_PROBER: u64 = 1;
-/// Measured on Linux: a std thread's stack, its guard page, its signal stack and
-/// that one's guard page.
-const MAPS_PER_THREAD: u64 = 4;
+/// Its stack and that one's guard page, see `unchecked::start_thread`.
+const MAPS_PER_THREAD: u64 = 2;
 /// The binary, its libraries and the allocator's arenas.
 const MAPS_RESERVE: u64 = 256;
 
@@ -316,8 +314,8 @@ mod tests {
                 "max_connections = 5000 needs 10137 threads of this cgroup, but there are only 40: raise its pids.max (systemd's TasksMax=, a container's pids limit) or set max_connections to 1 and migration.workers lower too",
             ),
             (
-                machine(|m| m.memory_maps = Some(32_768)),
-                "max_connections = 5000 needs 40804 memory maps, but there are only 32768: raise the sysctl vm.max_map_count or set max_connections to 3995 or less",
+                machine(|m| m.memory_maps = Some(16_384)),
+                "max_connections = 5000 needs 20530 memory maps, but there are only 16384: raise the sysctl vm.max_map_count or set max_connections to 3963 or less",
             ),
         ];
         for (machine, expected) in table {

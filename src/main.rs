@@ -5,13 +5,14 @@ use std::process::ExitCode;
 
 use sqlproxy::internal::{
     Arguments, Config, Server, TlsContexts, ask, check_limits, check_users, flush_log, init_log,
-    install_signals,
+    install_signals, keep_one_heap,
 };
 
 /// A configuration or a machine that the proxy cannot run with.
 const BAD_START: u8 = 2;
 
 fn main() -> ExitCode {
+    keep_one_heap();
     let arguments = Arguments::from_command_line();
     let ended = match arguments.command {
         Some(command) => {

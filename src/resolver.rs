@@ -9,7 +9,6 @@ use std::collections::HashMap;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
-use std::thread;
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender};
@@ -17,6 +16,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::config::Address;
 use crate::error::{Error, Peer};
+use crate::threads;
 
 /// How many names can be waited for at once; started when the first is asked for.
 /// Counted in `limits`' reserve.
@@ -128,18 +128,16 @@ impl Resolver {
     fn start_thread(&self) -> io::Result<()> {
         let (queued, lookups) = (self.queued.clone(), Arc::clone(&self.lookups));
         let ask = self.ask;
-        thread::Builder::new()
-            .name("resolve".to_owned())
-            .spawn(move || {
-                for lookup in queued {
-                    let answer = ask(&lookup.host).map_err(|e| (e.kind(), e.to_string()));
-                    // Whoever asks from now on wants a newer answer.
-                    lookups.lock().by_host.remove(&lookup.host);
-                    *lookup.answer.lock() = Some(answer);
-                    lookup.answered.notify_all();
-                }
-            })
-            .map(drop)
+        threads::spawn("resolve".to_owned(), move || {
+            for lookup in queued {
+                let answer = ask(&lookup.host).map_err(|e| (e.kind(), e.to_string()));
+                // Whoever asks from now on wants a newer answer.
+                lookups.lock().by_host.remove(&lookup.host);
+                *lookup.answer.lock() = Some(answer);
+                lookup.answered.notify_all();
+            }
+        })
+        .map(drop)
     }
 }
 
@@ -150,6 +148,7 @@ impl Resolver {
 )]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::thread;
     use std::time::Duration;
 
     use super::*;

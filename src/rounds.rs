@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -12,6 +11,7 @@ use crate::connection_limit::Limit;
 use crate::metrics::Metrics;
 use crate::recent_transfers::{RecentTransfer, RecentTransfers};
 use crate::round::{Aim, Movable, Round, RoundView};
+use crate::threads;
 use crate::workers::Workers;
 
 /// Rounds that the status shows.
@@ -83,12 +83,10 @@ impl Rounds {
         let (ordered, orders_given) = crossbeam_channel::bounded(1);
         let watched = Arc::clone(&round);
         let under_way = self.under_way.take();
-        let watcher = thread::Builder::new()
-            .name(format!("round-{number}"))
-            .spawn(move || {
-                watched.watch(wait, &orders_given);
-                drop(under_way);
-            });
+        let watcher = threads::spawn(format!("round-{number}"), move || {
+            watched.watch(wait, &orders_given);
+            drop(under_way);
+        });
         if let Err(error) = watcher {
             log::error!(round = number, reason:% = error; "migration round not started");
             return None;

@@ -3,12 +3,13 @@
 
 use std::io;
 use std::net::TcpListener;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use listenfd::ListenFd;
 use sd_notify::NotifyState;
+
+use crate::threads;
 
 /// How often the status is told where no watchdog asks for more.
 const STATUS_INTERVAL: Duration = Duration::from_secs(10);
@@ -76,12 +77,10 @@ impl ServiceManager {
         let interval = watchdog.unwrap_or(STATUS_INTERVAL).min(STATUS_INTERVAL);
         let (messages, received) = crossbeam_channel::bounded(MAX_MESSAGES);
         let (telling, told) = crossbeam_channel::bounded(0);
-        thread::Builder::new()
-            .name("notify".to_owned())
-            .spawn(move || {
-                tell_all(&received);
-                drop(telling);
-            })?;
+        threads::spawn("notify".to_owned(), move || {
+            tell_all(&received);
+            drop(telling);
+        })?;
         let reader = Reader {
             interval,
             messages,

@@ -6,12 +6,13 @@
 //! thread of its own for the process's whole life.
 
 use std::io;
-use std::thread;
 
 use crossbeam_channel::{Receiver, unbounded};
 use signal_hook::consts::{SIGHUP, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use thiserror::Error;
+
+use crate::threads;
 
 /// What the operator wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,18 +51,16 @@ pub fn install() -> Result<Receiver<Signal>, SignalError> {
         // Nobody listens any more only when the process is about to end.
         let _ = interrupts.send(Signal::Stop);
     })?;
-    thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(move || {
-            for signal in signals.forever() {
-                let meaning = match signal {
-                    SIGUSR1 => Signal::Migrate,
-                    SIGHUP => Signal::Reload,
-                    _ => Signal::Stop,
-                };
-                let _ = sender.send(meaning);
-            }
-        })?;
+    threads::spawn("signals".to_owned(), move || {
+        for signal in signals.forever() {
+            let meaning = match signal {
+                SIGUSR1 => Signal::Migrate,
+                SIGHUP => Signal::Reload,
+                _ => Signal::Stop,
+            };
+            let _ = sender.send(meaning);
+        }
+    })?;
     Ok(receiver)
 }
 

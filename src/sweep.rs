@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use crate::config::Capture;
 use crate::proxy_state::ProxyState;
 use crate::stage::Stage;
+use crate::threads;
 
 /// Between two looks at all sessions.
 const INTERVAL: Duration = Duration::from_millis(250);
@@ -27,9 +28,7 @@ pub(crate) fn start(state: &Arc<ProxyState>) -> io::Result<()> {
         return Ok(());
     }
     let of = Arc::downgrade(state);
-    let spawned = thread::Builder::new()
-        .name("sweep".to_owned())
-        .spawn(move || run(&of));
+    let spawned = threads::spawn("sweep".to_owned(), move || run(&of));
     if spawned.is_err() {
         state.sweeping.store(false, Ordering::SeqCst);
     }

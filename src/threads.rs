@@ -1,7 +1,11 @@
-//! Threads that do one piece of work after the other: to start one costs more than a
-//! login.
+//! Threads: such as do one piece of work after the other, since to start one costs more
+//! than a login, and such as have one for good.
 //!
-//! Knows nothing of the work.  A thread that has done its own waits for the next, named
+//! Knows nothing of the work.  Where there is no thread to be had that is an error, here
+//! and in all of the program; std would end the process where it runs out of memory maps
+//! (see [`start_thread`]).
+//!
+//! A thread that has done its own waits for the next, named
 //! `spare`, and ends when none comes.  The last to wait is the first to go on: its stack
 //! is still in the cache, and the others' time runs out.
 
@@ -9,12 +13,12 @@ use std::ffi::CString;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, bounded};
 use parking_lot::{Condvar, Mutex};
 
-use crate::unchecked;
+use crate::unchecked::{Work, give_back_heap, start_thread};
 
 /// Stack of each of a session's threads; only what is used becomes resident.
 pub(crate) const STACK_BYTES: usize = 256 * 1024;
@@ -26,8 +30,37 @@ const MOST_WAITING: usize = 64;
 /// So many pieces of work have left memory behind that it is worth to be given back.
 const MUCH_WORK: usize = 100;
 
-/// A piece of work.
-type Work = Box<dyn FnOnce() + Send>;
+/// Stack of a thread that has one piece of work, as std has it.
+const OWN_STACK_BYTES: usize = 2 * 1024 * 1024;
+
+/// A thread that has one piece of work.
+#[derive(Debug)]
+pub(crate) struct JoinHandle {
+    /// Has a sender as long as it works.
+    ended: Receiver<()>,
+}
+
+impl JoinHandle {
+    /// Waits until it has ended, be it by a panic, which the panic hook has reported.
+    pub(crate) fn join(self) {
+        let _ = self.ended.recv();
+    }
+}
+
+/// Starts a thread for one piece of work, called `name`.
+///
+/// # Errors
+/// None can be had.
+pub(crate) fn spawn(name: String, work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle> {
+    let (working, ended) = bounded(0);
+    let work = move || {
+        let _working = working;
+        set_name(&name);
+        work();
+    };
+    start_thread(OWN_STACK_BYTES, Box::new(work))?;
+    Ok(JoinHandle { ended })
+}
 
 /// There is no thread for it.
 pub(crate) struct NoThread {
@@ -99,11 +132,8 @@ impl Threads {
             return Ok(());
         }
         let (threads, own) = (Arc::clone(self), Arc::clone(&slot));
-        let spawned = thread::Builder::new()
-            .name("spare".to_owned())
-            .stack_size(self.stack_bytes)
-            .spawn(move || threads.work(&own));
-        let Err(source) = spawned else {
+        let started = start_thread(self.stack_bytes, Box::new(move || threads.work(&own)));
+        let Err(source) = started else {
             return Ok(());
         };
         match slot.next.lock().take() {
@@ -126,7 +156,7 @@ impl Threads {
             next = self.wait(slot);
         }
         if self.idle.lock().end() {
-            unchecked::give_back_heap();
+            give_back_heap();
         }
     }
 
@@ -179,9 +209,7 @@ fn set_name(name: &str) {
 )]
 mod tests {
     use std::sync::Barrier;
-    use std::thread::ThreadId;
-
-    use crossbeam_channel::bounded;
+    use std::thread::{self, ThreadId};
 
     use super::*;
 

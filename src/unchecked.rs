@@ -1,5 +1,6 @@
 //! What no safe interface offers: to end the system call that another of our threads is
-//! blocked in, to say how a thread is scheduled that wakes up, to give memory back.
+//! blocked in, to start a thread that costs two memory maps and no more, to say how a
+//! thread is scheduled that wakes up, to keep memory in one place and give it back.
 //!
 //! The first is a signal to that one thread, whose handler does nothing: what
 //! the kernel does is enough, since the call then returns `EINTR`.  The signal is SIGURG.
@@ -12,7 +13,10 @@
 
 #![allow(unsafe_code, reason = "see the module, and each block")]
 
+use std::mem::MaybeUninit;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
+use std::{io, mem, ptr};
 
 use nix::errno::Errno;
 use nix::libc;
@@ -80,6 +84,63 @@ impl Thread {
     }
 }
 
+/// What a thread is to do.
+pub(crate) type Work = Box<dyn FnOnce() + Send>;
+
+/// Starts a thread with a stack of `stack_bytes`, which nobody can wait for.  A panic
+/// ends it and nothing else.
+///
+/// Its memory maps are its stack and that one's guard page.  A thread of std has two
+/// more, for a stack that a signal handler would run on, and maps them when it has begun:
+/// where there are none left, std ends the process.  All that they are good for is the
+/// line that names a thread whose stack has overflowed, which ends the process either
+/// way.
+///
+/// # Errors
+/// `EAGAIN`: the machine has no further thread, or no memory or memory map for its stack.
+pub(crate) fn start_thread(stack_bytes: usize, work: Work) -> io::Result<()> {
+    extern "C" fn run(work: *mut libc::c_void) -> *mut libc::c_void {
+        // SAFETY: it is what `start_thread` has made of the box, for this call alone.
+        let work = unsafe { Box::from_raw(work.cast::<Work>()) };
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(work)) {
+            // To drop it could panic again, with nothing left to catch it.
+            mem::forget(payload);
+        }
+        ptr::null_mut()
+    }
+    let succeeds = |code: libc::c_int| match code {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    };
+    let mut attributes = MaybeUninit::<libc::pthread_attr_t>::uninit();
+    let attributes = attributes.as_mut_ptr();
+    let mut thread = MaybeUninit::<libc::pthread_t>::uninit();
+    // SAFETY: writes attributes to memory of their size.
+    succeeds(unsafe { libc::pthread_attr_init(attributes) })?;
+    // SAFETY: they are initialised, and nobody else has them.
+    let set = succeeds(unsafe { libc::pthread_attr_setstacksize(attributes, stack_bytes) });
+    let detached = libc::PTHREAD_CREATE_DETACHED;
+    // SAFETY: as before.
+    let set = set.and(succeeds(unsafe {
+        libc::pthread_attr_setdetachstate(attributes, detached)
+    }));
+    let started = set.and_then(|()| {
+        let work = Box::into_raw(Box::new(work));
+        // SAFETY: the attributes are initialised, and the thread's number is not read.
+        // Its function takes what it is given here, which may go to another thread
+        // (`Send`), and lets no panic out.
+        let code =
+            unsafe { libc::pthread_create(thread.as_mut_ptr(), attributes, run, work.cast()) };
+        succeeds(code).inspect_err(|_| {
+            // SAFETY: no thread was started that could have taken it.
+            drop(unsafe { Box::from_raw(work) });
+        })
+    });
+    // SAFETY: they are initialised, and the thread has what it needs of them.
+    unsafe { libc::pthread_attr_destroy(attributes) };
+    started
+}
+
 /// From now on the calling thread, and each that it starts, takes no core away
 /// from a running one when it wakes up (`SCHED_BATCH`, sched(7)).
 ///
@@ -106,6 +167,21 @@ pub(crate) fn schedule_as_batch() {
     };
 }
 
+/// Keeps all threads to one heap; to be called before the first of them starts.
+///
+/// The allocator would have up to eight a core, each of which keeps what it has once
+/// taken for the threads that happen to use it.  Nothing here allocates while it forwards,
+/// so that nobody waits for another.  And a thread that gets no heap of its own, because
+/// no memory map is left, gets no memory at all (malloc/arena.c), which ends the process;
+/// the one heap grows where it lies.
+pub fn keep_one_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes two numbers, and no other thread runs yet that could allocate.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
 /// Gives the heap's free pages back to the machine.  The allocator keeps what is not at
 /// the end of its heaps, in case that it is asked for as much again.
 pub(crate) fn give_back_heap() {
@@ -119,7 +195,41 @@ pub(crate) fn give_back_heap() {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use super::*;
+
+    #[test]
+    fn a_thread_does_its_work_and_takes_a_panic_with_it() -> io::Result<()> {
+        struct Fragile(mpsc::Sender<&'static str>);
+        impl Drop for Fragile {
+            fn drop(&mut self) {
+                let _ = self.0.send("dropped");
+                panic!("once more");
+            }
+        }
+        let (sender, said) = mpsc::channel();
+        let panics = sender.clone();
+        let work = move || assert_eq!(sender.send("done"), Ok(()));
+        start_thread(64 * 1024, Box::new(work))?;
+        assert_eq!(said.recv(), Ok("done"));
+        start_thread(
+            64 * 1024,
+            Box::new(move || std::panic::panic_any(Fragile(panics))),
+        )?;
+        // The payload goes with its thread, and its sender stays.
+        let waited = said.recv_timeout(std::time::Duration::from_millis(50));
+        assert_eq!(waited, Err(mpsc::RecvTimeoutError::Timeout));
+        Ok(())
+    }
+
+    #[test]
+    fn what_cannot_be_started_is_an_error_and_gone() {
+        let (sender, said) = mpsc::channel::<()>();
+        let started = start_thread(1 << 46, Box::new(move || drop(sender)));
+        assert!(started.is_err());
+        assert!(said.recv().is_err());
+    }
 
     extern "C" fn of_another(_: libc::c_int) {}
 

@@ -1,5 +1,5 @@
-//! A machine that has no more threads or descriptors to give: what that costs, and that
-//! it passes.
+//! A machine that has no more threads, memory maps or descriptors to give: what that costs,
+//! and that it passes.
 //!
 //! RLIMIT_NPROC does not bind root, so the proxy runs as a user of its own where the
 //! tests are root's (setrlimit(2)).
@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 
@@ -17,11 +18,27 @@ use tempfile::TempDir;
 use crate::support::message;
 use crate::support::proxy::Setup;
 use crate::support::server::Server;
-use crate::support::wire::Wire;
-use crate::support::{PATIENCE, poll_kernel};
+use crate::support::wire::{Received, Wire};
+use crate::support::{PATIENCE, poll_kernel, soon};
 
 /// A user that has no other processes.
 const USER: u32 = 61_234;
+
+enum Maps {
+    None,
+    Two,
+    All,
+}
+
+/// What takes them, see there.
+fn maps_library(directory: &TempDir) -> PathBuf {
+    let library = directory.path().join("maps.so");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/exhaustion/maps.c");
+    let mut command = Command::new("cc");
+    command.args(["-shared", "-fPIC", "-o"]).arg(&library);
+    assert!(command.arg(source).status().unwrap().success());
+    library
+}
 
 struct Limited {
     child: Child,
@@ -51,6 +68,7 @@ impl Limited {
         open("proxy.conf", 0o644);
         let mut command = Command::new(path("sqlproxy"));
         command.arg("--config").arg(path("proxy.conf"));
+        command.env("LD_PRELOAD", maps_library(&directory));
         command.stderr(Stdio::piped());
         as_user(&mut command);
         let mut child = command.spawn().unwrap();
@@ -127,6 +145,30 @@ impl Limited {
             false => open.count().to_string(),
         };
         self.limit(&format!("--nofile={most}:"));
+    }
+
+    /// By `maps.c`: takes all memory maps, gives some back, or all.
+    fn maps(&self, what: Maps) {
+        let signal = match what {
+            Maps::None => "RTMIN+1",
+            Maps::Two => "RTMIN+2",
+            Maps::All => "RTMIN+3",
+        };
+        let pid = self.child.id().to_string();
+        let sent = Command::new("kill").args(["-s", signal, &pid]).status();
+        assert!(sent.unwrap().success());
+        let file = format!("/proc/{pid}/maps");
+        let most = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap();
+        let most: usize = most.trim().parse().unwrap();
+        let count = || std::fs::read_to_string(&file).unwrap().lines().count();
+        poll_kernel(
+            || match what {
+                Maps::None => count() >= most,
+                Maps::Two => true,
+                Maps::All => count() < most / 2,
+            },
+            || format!("{} maps of {most}", count()),
+        );
     }
 
     /// Sets a soft limit, which the user itself may lower and raise.
@@ -250,6 +292,60 @@ fn without_threads_nothing_is_lost_and_nothing_begins() {
         client.expect_error("FATAL", "57P01");
     }
     assert_eq!(proxy.child.wait().unwrap().code(), Some(0));
+}
+
+/// A stack that cannot be mapped is a thread that cannot be had, and a thread that runs
+/// needs no further map: the process would be lost with it.
+#[test]
+fn without_memory_maps_nothing_is_lost_and_newcomers_are_told() {
+    let (proxy, address, mut clients, _servers) = three_sessions();
+    let mut told = 0;
+    proxy.wait_threads(3, 0);
+    proxy.maps(Maps::None);
+    for _ in 0..5 {
+        let startup = message::startup(message::VERSION_3_0, &[("user", "late")]);
+        let mut late: Vec<_> = (0..12).map(|_| Wire::connect(address)).collect();
+        for client in &mut late {
+            let _ = client.try_send(&startup);
+        }
+        for client in &mut late {
+            told += usize::from(!is_served(client));
+        }
+        proxy.signal(Signal::USR1);
+        proxy.wait("migration round ");
+        for client in &mut clients {
+            assert_eq!(client.value("SELECT 1"), "SELECT 1");
+        }
+        drop(late);
+        proxy.wait_threads(3, 0);
+        proxy.maps(Maps::Two);
+    }
+    assert!(told > 0, "there were maps for each");
+    proxy.maps(Maps::All);
+    let mut late = Wire::login(address, "late");
+    assert_eq!(late.value("SELECT 2"), "SELECT 2");
+    for client in &mut clients {
+        assert_eq!(client.value("SELECT 3"), "SELECT 3");
+    }
+}
+
+/// Whether a client that has sent its startup gets its session; else it has been told.
+fn is_served(client: &mut Wire) -> bool {
+    let answered = |client: &mut Wire| match client.receive_by(soon()) {
+        Received::Message(answer) if answer.tag == b'E' => {
+            assert_eq!(answer.field('C'), "53300", "{answer:?}");
+            false
+        }
+        Received::Message(_) => true,
+        Received::Nothing => panic!("no answer and no end"),
+        Received::End | Received::Reset => false,
+    };
+    if !answered(client) {
+        return false;
+    }
+    client.receive_through(b'Z');
+    let _ = client.try_send(&message::query("SELECT 1"));
+    answered(client)
 }
 
 #[test]

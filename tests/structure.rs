@@ -123,24 +123,37 @@ fn the_thread_table_names_every_thread() {
         .iter()
         .flat_map(|cell| cell.split(", ").map(str::to_owned).collect::<Vec<_>>())
         .collect();
-    // Not started here: main, and the one that ctrlc keeps.
-    let mut started = BTreeSet::from(["main".to_owned(), "ctrl-c".to_owned()]);
+    // Not started here: main, the one that ctrlc keeps, and those that wait for work.
+    let others = ["main", "ctrl-c", "spare"];
+    let mut started = BTreeSet::from(others.map(str::to_owned));
     for text in files.values() {
         // By those of `crate::threads`, which are called by their work.
         for work in code(text).split(".start(format!(\"").skip(1) {
             let name = work.split('{').next().unwrap();
             started.insert(name.trim_end_matches('-').to_owned());
         }
-        for builder in code(text).split("thread::Builder::new()").skip(1) {
-            let Some((_, name)) = builder.split_once(".name(") else {
-                panic!("a thread without a name: {builder}");
+        for spawned in code(text).split("threads::spawn(").skip(1) {
+            let spawned = spawned.trim_start().trim_start_matches("format!(");
+            let Some((name, _)) = spawned.strip_prefix('"').and_then(|it| it.split_once('"'))
+            else {
+                panic!("a thread without a name: {spawned}");
             };
-            let literal = name.split('"').nth(1).unwrap();
-            let base = literal.split('{').next().unwrap().trim_end_matches('-');
+            let base = name.split('{').next().unwrap().trim_end_matches('-');
             started.insert(base.to_owned());
         }
     }
     assert_eq!(listed, started);
+}
+
+/// Std ends the process where it finds no memory map for a thread's signal stack.
+#[test]
+fn no_thread_is_one_of_std() {
+    for (name, text) in files() {
+        for std in ["thread::Builder", "thread::spawn("] {
+            let found = code(&text).contains(std) && !name.starts_with("forwarder/model");
+            assert!(!found, "{name} has a {std}");
+        }
+    }
 }
 
 #[test]

@@ -22,6 +22,7 @@ use crate::error::Refusal;
 use crate::message::TERMINATE;
 use crate::metrics::ReasonLabel;
 use crate::stream::Stream;
+use crate::threads;
 use crate::transfer::OldServerIs;
 
 /// Between two looks at what no descriptor tells: a session that was closed, a backend
@@ -317,12 +318,10 @@ fn spawn_probe(
     target: ProbeTarget,
     under_way: Arc<AtomicBool>,
 ) -> std::io::Result<()> {
-    thread::Builder::new()
-        .name(format!("probe-{}", target.name))
-        .spawn(move || {
-            holds.connector.probe(&target);
-            under_way.store(false, Ordering::SeqCst);
-            holds.wake();
-        })
-        .map(drop)
+    threads::spawn(format!("probe-{}", target.name), move || {
+        holds.connector.probe(&target);
+        under_way.store(false, Ordering::SeqCst);
+        holds.wake();
+    })
+    .map(drop)
 }

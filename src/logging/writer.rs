@@ -12,7 +12,6 @@
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Write};
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use log::Level;
@@ -20,6 +19,7 @@ use parking_lot::{Condvar, Mutex};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::repeats::{Counted, Repeats};
+use crate::threads;
 
 /// Lines that wait, together: some ten seconds of a busy proxy.
 const QUEUE_BYTES: usize = 4 * 1024 * 1024;
@@ -80,16 +80,14 @@ impl LogWriter {
     ) -> io::Result<Arc<Self>> {
         let writer = Arc::new(Self::default());
         let own = Arc::clone(&writer);
-        thread::Builder::new()
-            .name("log".to_owned())
-            .spawn(move || {
-                let mut batch = Vec::new();
-                loop {
-                    own.next(tell, &mut batch);
-                    write(&batch);
-                    own.rest();
-                }
-            })?;
+        threads::spawn("log".to_owned(), move || {
+            let mut batch = Vec::new();
+            loop {
+                own.next(tell, &mut batch);
+                write(&batch);
+                own.rest();
+            }
+        })?;
         Ok(writer)
     }
 
@@ -258,7 +256,7 @@ mod tests {
         let line = vec![b'x'; QUEUE_BYTES / 4];
         writer.push(b"first");
         while !writer.queue.lock().writing {
-            thread::yield_now();
+            std::thread::yield_now();
         }
         for _ in 0..7 {
             writer.push(&line);
