@@ -164,11 +164,17 @@ fn build_acceptor(
     for issuer in identity.chain {
         builder.add_extra_chain_cert(issuer)?;
     }
-    // No client of PostgreSQL resumes sessions, and a resumed one would outlive
-    // a reload of `client_ca_file`.
-    builder.set_options(SslOptions::NO_TICKET | SslOptions::NO_RENEGOTIATION);
+    builder.set_options(SslOptions::NO_RENEGOTIATION);
+    // Nothing is kept of a client: its ticket holds its session, under a key that is this
+    // context's own and that the next reload does away with.
     builder.set_session_cache_mode(SslSessionCacheMode::OFF);
-    builder.set_num_tickets(0)?;
+    if authorities.is_empty() {
+        builder.set_num_tickets(1)?;
+    } else {
+        // A certificate is looked at each time that its client comes.
+        builder.set_options(SslOptions::NO_TICKET);
+        builder.set_num_tickets(0)?;
+    }
     builder.set_alpn_select_callback(|_, offered| {
         openssl::ssl::select_next_proto(ALPN_OFFER, offered)
             .filter(|chosen| *chosen == ALPN_POSTGRESQL)

@@ -1,16 +1,24 @@
 //! The openssl command as the client: versions, STARTTLS, direct TLS, ALPN.
 
 use std::io::Write;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
+use rustix::process::Signal;
+
+use super::certs::authority;
 use super::rig::Site;
 use crate::support::message;
 use crate::support::proxy::{Proxy, Setup};
 use crate::support::server::Server;
 
 fn start(server: &Server, site: &Site) -> Proxy {
+    start_with(server, site, "")
+}
+
+fn start_with(server: &Server, site: &Site, settings: &str) -> Proxy {
     Setup::new(&[server.address()])
-        .section(&site.client_tls("require", ""))
+        .section(&site.client_tls("require", settings))
         .start()
 }
 
@@ -33,8 +41,12 @@ impl Came {
 /// Sends a whole session, from its startup packet to Terminate, and takes what
 /// comes back.
 fn s_client(proxy: &Proxy, options: &[&str]) -> Came {
+    run(proxy, &[&["-quiet"], options].concat())
+}
+
+fn run(proxy: &Proxy, options: &[&str]) -> Came {
     let mut child = Command::new("openssl")
-        .args(["s_client", "-quiet", "-verify_quiet", "-connect"])
+        .args(["s_client", "-verify_quiet", "-connect"])
         .arg(proxy.address().to_string())
         .args(options)
         .stdin(Stdio::piped())
@@ -139,4 +151,69 @@ fn the_certificate_is_shown_and_checked() {
         !came.holds(&answer()) && came.errors.contains("ostname mismatch"),
         "{came:?}"
     );
+}
+
+/// Whether the session that `file` keeps is taken up again, if there is one; what comes of
+/// it replaces it.
+fn is_resumed(proxy: &Proxy, options: &[&str], file: &Path) -> bool {
+    let name = file.to_str().unwrap();
+    let mut options = [&["-ign_eof", "-starttls", "postgres"], options].concat();
+    if file.exists() {
+        options.extend(["-sess_in", name]);
+    }
+    options.extend(["-sess_out", name]);
+    let came = run(proxy, &options);
+    assert!(came.holds(&answer()), "{came:?}");
+    assert!(
+        came.holds(b"Reused, TLS") != came.holds(b"New, TLS"),
+        "{came:?}"
+    );
+    came.holds(b"Reused, TLS")
+}
+
+#[test]
+fn a_session_is_resumed_by_its_ticket_until_the_next_reload() {
+    let (server, site) = (Server::echoing(), Site::new());
+    let proxy = start(&server, &site);
+    for version in ["-tls1_3", "-tls1_2"] {
+        let file = site.files.path(&version[1..]);
+        let resumed = || is_resumed(&proxy, &[version], &file);
+        assert_eq!(
+            [resumed(), resumed(), resumed()],
+            [false, true, true],
+            "{version}"
+        );
+        let position = proxy.log().position();
+        proxy.signal(Signal::HUP);
+        proxy.wait_log(position, |line| line.is("configuration reloaded"));
+        assert_eq!([resumed(), resumed()], [false, true], "{version}");
+    }
+}
+
+#[test]
+fn who_has_to_show_a_certificate_shows_it_each_time() {
+    let (server, site) = (Server::echoing(), Site::new());
+    let clients = authority("clients");
+    let (ca, client) = (
+        site.files.cert("clients.crt", &clients),
+        clients.issue("maria"),
+    );
+    let proxy = start_with(&server, &site, &format!("client_ca_file = {ca:?}\n"));
+    let (cert, key) = (
+        site.files.cert("maria.crt", &client),
+        site.files.key("maria.key", &client),
+    );
+    let shown = [
+        "-cert",
+        cert.to_str().unwrap(),
+        "-key",
+        key.to_str().unwrap(),
+    ];
+    for version in ["-tls1_3", "-tls1_2"] {
+        let file = site.files.path(&version[1..]);
+        let options = [&[version], &shown as &[_]].concat();
+        for _ in 0..2 {
+            assert!(!is_resumed(&proxy, &options, &file), "{version}");
+        }
+    }
 }
