@@ -51,17 +51,21 @@ fn install_for(signal: Signal) -> Result<(), Errno> {
     Err(Errno::EBUSY)
 }
 
-/// A thread of this process.
-#[derive(Debug, Clone, Copy)]
+/// A thread of this process, by the kernel's number for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Thread(Pid);
 
 impl Thread {
-    /// The calling thread, ready to be woken: it may have inherited a mask that
-    /// keeps the signal out.
+    /// The calling thread.
     pub(crate) fn current() -> Self {
+        Self(gettid())
+    }
+
+    /// Makes the calling thread one that can be woken: it may have inherited a mask that
+    /// keeps the signal out.
+    pub(crate) fn let_be_woken() {
         // Fails for a wrong argument only, and has none.
         let _ = SigSet::from(SIGNAL).thread_unblock();
-        Self(gettid())
     }
 
     /// Ends the call that the thread is blocked in, if it is blocked in one.

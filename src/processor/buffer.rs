@@ -6,9 +6,8 @@ use std::time::Duration;
 use crate::socket::{Received, Wait};
 use crate::stream::Stream;
 
-/// Buffer of a direction that has been quiet.  Most requests and many answers
-/// fit; measured as what keeps an idle connection at two small thread stacks.
-const SMALL_BUFFER_BYTES: usize = 1024;
+/// Buffer of a direction that has been quiet.  Most requests and many answers fit.
+const SMALL_BUFFER_BYTES: usize = 512;
 /// Taken when a read fills the small one.
 const MEDIUM_BUFFER_BYTES: usize = 16 * 1024;
 /// Taken when a read fills the medium one: what a relay that parses nothing

@@ -28,7 +28,6 @@ use std::io;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -54,7 +53,7 @@ pub struct ReadDeadline {
 #[derive(Debug, Default)]
 struct Parties {
     sockets: Vec<Arc<TimedStream>>,
-    readers: Vec<(ThreadId, unchecked::Thread)>,
+    readers: Vec<unchecked::Thread>,
 }
 
 impl ReadDeadline {
@@ -83,12 +82,7 @@ impl ReadDeadline {
         for socket in &parties.sockets {
             socket.set_timeout(Some(SMALLEST_TIMEOUT));
         }
-        let own = thread::current().id();
-        for (id, reader) in &parties.readers {
-            if *id != own {
-                reader.wake();
-            }
-        }
+        wake_others(&parties.readers);
     }
 
     /// Sets the deadline into the past for ever, for reads in the middle of a
@@ -100,12 +94,7 @@ impl ReadDeadline {
         // Again, where it lay in the past before: a read in the middle of a
         // message went on then.
         let parties = self.parties.lock();
-        let own = thread::current().id();
-        for (id, reader) in &parties.readers {
-            if *id != own {
-                reader.wake();
-            }
-        }
+        wake_others(&parties.readers);
     }
 
     /// Whether it lies in the past for ever.
@@ -136,20 +125,19 @@ impl ReadDeadline {
     /// at the deadline, until the value is dropped.
     #[must_use]
     pub fn register_reader(self: &Arc<Self>) -> Reader {
-        let id = thread::current().id();
+        unchecked::Thread::let_be_woken();
         let thread = unchecked::Thread::current();
-        self.parties.lock().readers.push((id, thread));
+        self.parties.lock().readers.push(thread);
         Reader {
             deadline: Arc::clone(self),
-            id,
+            thread,
         }
     }
 
     /// Whether the calling thread is one that would be woken.
     pub(crate) fn knows_reader(&self) -> bool {
-        let own = thread::current().id();
-        let parties = self.parties.lock();
-        parties.readers.iter().any(|(id, _)| *id == own)
+        let own = unchecked::Thread::current();
+        self.parties.lock().readers.contains(&own)
     }
 
     pub(crate) fn add_socket(&self, socket: &Arc<TimedStream>) {
@@ -178,17 +166,25 @@ impl ReadDeadline {
     }
 }
 
+/// All but the calling thread.
+fn wake_others(readers: &[unchecked::Thread]) {
+    let own = unchecked::Thread::current();
+    for reader in readers.iter().filter(|reader| **reader != own) {
+        reader.wake();
+    }
+}
+
 /// A thread that reads sockets of one session.
 #[derive(Debug)]
 pub struct Reader {
     deadline: Arc<ReadDeadline>,
-    id: ThreadId,
+    thread: unchecked::Thread,
 }
 
 impl Drop for Reader {
     fn drop(&mut self) {
         let mut parties = self.deadline.parties.lock();
-        parties.readers.retain(|(id, _)| *id != self.id);
+        parties.readers.retain(|thread| *thread != self.thread);
     }
 }
 

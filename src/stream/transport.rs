@@ -14,10 +14,12 @@ use std::time::Instant;
 use crate::socket::{Received, Socket, Wait};
 
 /// Room for ciphertext while nothing much comes: most requests fit, and 5,000
-/// idle sessions hold 11 MiB of it on their two legs.  A record of what fits a
+/// idle sessions hold 6 MiB of it on their two legs.  A record of what fits a
 /// processor's smallest buffer does not fill it, or each of that size would have it
 /// grown, and the next silence shrunk.
-pub(super) const IDLE_BYTES: usize = 1024 + 128;
+pub(super) const IDLE_BYTES: usize = 512 + 128;
+/// During the handshake: a server's certificates come in one receive then.
+const HANDSHAKE_BYTES: usize = 4 * 1024;
 /// Room for one full record: 16 KiB, at most 256 bytes of padding and tag, and
 /// its header of 5 (RFC 8446, 5.2), rounded up.
 const RECORD_BYTES: usize = 17 * 1024;
@@ -114,8 +116,8 @@ impl Transport {
         };
         self.incoming.clear();
         self.taken = 0;
-        if self.incoming.capacity() < IDLE_BYTES {
-            self.incoming.reserve_exact(IDLE_BYTES);
+        if self.incoming.capacity() < HANDSHAKE_BYTES {
+            self.incoming.reserve_exact(HANDSHAKE_BYTES);
         }
         match socket.read(&mut self.incoming, Wait::Until(*deadline))? {
             Received::Bytes(_) => Ok(()),
