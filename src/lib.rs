@@ -25,6 +25,7 @@
 //! | thread | how many | blocks in |
 //! |---|---|---|
 //! | main | 1 | the signals' channel |
+//! | heap | one a core but one, until each has had a heap made | each other |
 //! | signals, ctrl-c | 1 each | the kernel |
 //! | accept | one a listener | accept |
 //! | login | one a connection until its session begins (login-N), and for good where no further thread is to be had | recv, send |
@@ -146,6 +147,7 @@ mod admin;
 mod signals;
 mod stage;
 mod limits;
+mod heaps;
 mod metrics;
 mod logging;
 mod userlist;
@@ -174,6 +176,7 @@ pub mod internal {
     pub use crate::arguments::Arguments;
     pub use crate::config::Config;
     pub use crate::control_client::ask;
+    pub use crate::heaps::share as share_heaps;
     pub use crate::limits::check as check_limits;
     pub use crate::logging::{flush as flush_log, init as init_log};
     pub use crate::server::Server;
@@ -205,5 +208,4 @@ pub mod internal {
     pub use crate::tls::{
         ClientTlsContext, Negotiated, ServerTlsContext, SslMode, TlsContexts, same_certificate,
     };
-    pub use crate::unchecked::keep_one_heap;
 }

@@ -5,14 +5,14 @@ use std::process::ExitCode;
 
 use sqlproxy::internal::{
     Arguments, Config, Server, TlsContexts, ask, check_limits, check_users, flush_log, init_log,
-    install_signals, keep_one_heap,
+    install_signals, share_heaps,
 };
 
 /// A configuration or a machine that the proxy cannot run with.
 const BAD_START: u8 = 2;
 
 fn main() -> ExitCode {
-    keep_one_heap();
+    share_heaps();
     let arguments = Arguments::from_command_line();
     let ended = match arguments.command {
         Some(command) => {

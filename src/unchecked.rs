@@ -171,18 +171,14 @@ pub(crate) fn schedule_as_batch() {
     };
 }
 
-/// Keeps all threads to one heap; to be called before the first of them starts.
-///
-/// The allocator would have up to eight a core, each of which keeps what it has once
-/// taken for the threads that happen to use it.  Nothing here allocates while it forwards,
-/// so that nobody waits for another.  And a thread that gets no heap of its own, because
-/// no memory map is left, gets no memory at all (malloc/arena.c), which ends the process;
-/// the one heap grows where it lies.
-pub fn keep_one_heap() {
+/// All threads share so many heaps, of which the first is there already; to be called
+/// before another thread starts.
+pub(crate) fn limit_heaps(most: usize) {
     #[cfg(target_env = "gnu")]
     // SAFETY: takes two numbers, and no other thread runs yet that could allocate.
     unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 1);
+        let most = libc::c_int::try_from(most).unwrap_or(libc::c_int::MAX);
+        libc::mallopt(libc::M_ARENA_MAX, most);
     }
 }
 
