@@ -3,7 +3,8 @@
 //! One PostgreSQL and one process of each proxy, all on loopback.  Each load is put on
 //! each of them in turn, round after round, so that what else the machine does meets all
 //! alike; a figure is the median over the rounds, a ratio that of the ratios within each
-//! round.  With `--moves` it measures what moving sessions costs instead, see `moves`.
+//! round.  With `--moves` it measures what moving sessions costs instead, see `moves`, with
+//! `--tls` what TLS does, see `tls`.
 //! `scripts/bench` builds the programs and runs this one.
 
 use std::path::Path;
@@ -28,10 +29,11 @@ mod peers;
 mod plot;
 mod samples;
 mod table;
+mod tls;
 
 use load::Load;
 use machine::Foreign;
-use options::Options;
+use options::{Options, What};
 use peers::{Kind, MAX_CLIENTS, Peer};
 use samples::Samples;
 
@@ -72,9 +74,10 @@ fn run() -> Result<()> {
     let directory = tempfile::Builder::new()
         .prefix("sqlproxy-bench-")
         .tempdir()?;
-    match options.moves {
-        true => moves::run(&options, directory.path(), &stop),
-        false => compare(&options, directory.path(), stop),
+    match options.what {
+        What::Forwarding => compare(&options, directory.path(), stop),
+        What::Moving => moves::run(&options, directory.path(), &stop),
+        What::Tls => tls::compare(&options, directory.path(), &stop),
     }
 }
 

@@ -5,12 +5,19 @@ use std::time::Duration;
 
 use demo::Stop;
 
+/// Whose cost is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum What {
+    Forwarding,
+    Moving,
+    Tls,
+}
+
 /// What the run is to be.
 pub(crate) struct Options {
     /// The directory with PostgreSQL's programs.
     pub(crate) postgres: PathBuf,
-    /// What moving costs, instead of what forwarding does.
-    pub(crate) moves: bool,
+    pub(crate) what: What,
     pub(crate) quick: bool,
     pub(crate) rounds: usize,
     /// Of one load before one peer.
@@ -35,7 +42,7 @@ impl Options {
     fn read(mut parser: lexopt::Parser) -> Result<Self, lexopt::Error> {
         use lexopt::prelude::*;
 
-        let (mut postgres, mut moves, mut quick) = (None, false, false);
+        let (mut postgres, mut what, mut quick) = (None, What::Forwarding, false);
         let (mut rounds, mut seconds) = (None, None);
         let (mut only, mut beside, mut patience) = (Vec::new(), Vec::new(), None);
         let (mut samples, mut plot) = (None, None);
@@ -43,7 +50,8 @@ impl Options {
             match option {
                 // Given by the script.
                 Long("postgres") => postgres = Some(parser.value()?.into()),
-                Long("moves") => moves = true,
+                Long("moves") => what = What::Moving,
+                Long("tls") => what = What::Tls,
                 Long("quick") => quick = true,
                 Long("rounds") => rounds = Some(parser.value()?.parse()?),
                 Long("seconds") => seconds = Some(parser.value()?.parse()?),
@@ -55,22 +63,26 @@ impl Options {
                 other => return Err(other.unexpected()),
             }
         }
-        let rounds = rounds.unwrap_or(if quick && !moves { 2 } else { 5 });
-        let seconds = seconds.unwrap_or(match (moves, quick) {
-            (false, true) => 1,
-            (false, false) | (true, true) => 2,
+        let rounds = rounds.unwrap_or(if quick && what != What::Moving { 2 } else { 5 });
+        let seconds = seconds.unwrap_or(match (what, quick) {
             // The slowest of a thousand transactions has to be met often enough.
-            (true, false) => 5,
+            (What::Moving, false) => 5,
+            (What::Moving, true) | (_, false) => 2,
+            (_, true) => 1,
         });
         if rounds == 0 || seconds == 0 {
             return Err("a figure takes a round and a second at least".into());
         }
-        if moves && (samples.is_some() || patience.is_some() || !beside.is_empty()) {
-            return Err("--samples, --patience and --beside are not for --moves".into());
+        let of_forwarding = samples.is_some() || patience.is_some() || !beside.is_empty();
+        if what != What::Forwarding && of_forwarding {
+            return Err("--samples, --patience and --beside are for forwarding alone".into());
+        }
+        if what == What::Tls && plot.is_some() {
+            return Err("--tls has no plot".into());
         }
         Ok(Self {
             postgres: postgres.ok_or("--postgres is missing: run scripts/bench")?,
-            moves,
+            what,
             quick,
             rounds,
             time: Duration::from_secs(seconds),

@@ -20,6 +20,8 @@ pub(crate) enum Kind {
     Direct,
     Relay,
     Sqlproxy,
+    /// With further sections in its file.
+    With(String, String),
     /// Another build of it.
     Other(String, PathBuf),
     Pgbouncer,
@@ -32,7 +34,7 @@ impl Kind {
             Self::Direct => "direct",
             Self::Relay => "relay",
             Self::Sqlproxy => "sqlproxy",
-            Self::Other(name, _) => name,
+            Self::With(name, _) | Self::Other(name, _) => name,
             Self::Pgbouncer => "pgbouncer",
             Self::Haproxy => "haproxy",
         }
@@ -59,6 +61,10 @@ impl Kind {
                 owned(&[&address.to_string(), &server.to_string()]),
             ),
             Self::Sqlproxy => ("sqlproxy".to_owned(), owned(&["--config", &sqlproxy()?])),
+            Self::With(_, sections) => {
+                let text = sqlproxy_file(address, server) + "\n" + sections;
+                ("sqlproxy".to_owned(), owned(&["--config", &file(text)?]))
+            }
             Self::Other(_, program) => (
                 std::path::absolute(program)?.display().to_string(),
                 owned(&["--config", &sqlproxy()?]),

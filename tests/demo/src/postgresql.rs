@@ -18,7 +18,7 @@ pub const USER: &str = "demo";
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The account that PostgreSQL runs as where its parent is root, which it refuses.
-const ACCOUNT: &str = "postgres";
+pub const ACCOUNT: &str = "postgres";
 
 /// The server, running or not.
 pub struct Server<'a> {
