@@ -133,7 +133,7 @@ impl Exchange {
             | FrontendTag::CLOSE
                 if !self.skipping =>
             {
-                self.queue.open = self.queue.open.saturating_add(1);
+                self.queue.add_message();
                 self.flushed = false;
             }
             FrontendTag::FLUSH => self.flushed = true,
@@ -151,7 +151,7 @@ impl Exchange {
             // CockroachDB does not know it: an error that makes it skip, and no
             // ReadyForQuery of its own (conn.go, `SendError`).
             FrontendTag::FUNCTION_CALL if self.rule == SkipRule::Unknown && !self.skipping => {
-                self.queue.open = self.queue.open.saturating_add(1);
+                self.queue.add_message();
             }
             FrontendTag::QUERY | FrontendTag::FUNCTION_CALL => {
                 if !self.skipping {

@@ -55,8 +55,7 @@ pub(crate) fn spawn(name: String, work: impl FnOnce() + Send + 'static) -> io::R
     let (working, ended) = bounded(0);
     let work = move || {
         let _working = working;
-        set_name(&name);
-        work();
+        work_as(&name, work);
     };
     start_thread(OWN_STACK_BYTES, Box::new(work))?;
     Ok(JoinHandle { ended })
@@ -147,11 +146,7 @@ impl Threads {
     fn work(&self, slot: &Arc<Slot>) {
         let mut next = slot.next.lock().take();
         while let Some((name, work)) = next {
-            set_name(&name);
-            // The hook reports it under the thread's first name.
-            if catch_unwind(AssertUnwindSafe(work)).is_err() {
-                log::error!(thread = name; "thread panicked");
-            }
+            work_as(&name, work);
             set_name("spare");
             next = self.wait(slot);
         }
@@ -191,6 +186,15 @@ impl Threads {
             slot.given.wait_while(&mut next, |next| next.is_none());
         }
         next.take()
+    }
+}
+
+/// Does a piece of work under its name.
+fn work_as(name: &str, work: impl FnOnce()) {
+    set_name(name);
+    // The panic hook, which knows no names of ours, has said where.
+    if catch_unwind(AssertUnwindSafe(work)).is_err() {
+        log::error!(thread = name; "thread panicked");
     }
 }
 

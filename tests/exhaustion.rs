@@ -30,6 +30,12 @@ enum Maps {
     All,
 }
 
+/// What the kernel grants each process.
+fn most_maps() -> usize {
+    let most = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap();
+    most.trim().parse().unwrap()
+}
+
 /// What takes them, see there.
 fn maps_library(directory: &TempDir) -> PathBuf {
     let library = directory.path().join("maps.so");
@@ -158,8 +164,7 @@ impl Limited {
         let sent = Command::new("kill").args(["-s", signal, &pid]).status();
         assert!(sent.unwrap().success());
         let file = format!("/proc/{pid}/maps");
-        let most = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap();
-        let most: usize = most.trim().parse().unwrap();
+        let most = most_maps();
         let count = || std::fs::read_to_string(&file).unwrap().lines().count();
         poll_kernel(
             || match what {
@@ -298,6 +303,10 @@ fn without_threads_nothing_is_lost_and_nothing_begins() {
 /// needs no further map: the process would be lost with it.
 #[test]
 fn without_memory_maps_nothing_is_lost_and_newcomers_are_told() {
+    if most_maps() > 2_000_000 {
+        eprintln!("this machine grants more memory maps than it has memory for");
+        return;
+    }
     let (proxy, address, mut clients, _servers) = three_sessions();
     let mut told = 0;
     proxy.wait_threads(3, 0);

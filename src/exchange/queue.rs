@@ -54,6 +54,8 @@ pub(super) struct Queue {
     added: u64,
     /// Extended-protocol messages of the open batch, which comes after them.
     pub(super) open: u32,
+    /// The same since the last batch that awaits an answer.
+    since: u32,
 }
 
 impl Queue {
@@ -96,13 +98,15 @@ impl Queue {
     }
 
     /// How many extended-protocol messages there are since the last batch that is to be
-    /// answered.
+    /// answered, those before a CopyDone or CopyFail included.
     pub(super) fn open_messages(&self) -> u32 {
-        let newest = self.batches.iter().rev();
-        let copies = newest.take_while(|batch| batch.end == BatchEnd::Copy);
-        copies.fold(self.open, |sum, copy| {
-            sum.saturating_add(copy.extended.saturating_mul(copy.times))
-        })
+        self.since
+    }
+
+    /// One more extended-protocol message.
+    pub(super) fn add_message(&mut self) {
+        self.open = self.open.saturating_add(1);
+        self.since = self.since.saturating_add(1);
     }
 
     /// The number of the oldest batch that is to be answered: counted from the open one,
@@ -122,6 +126,7 @@ impl Queue {
         if end != BatchEnd::Copy {
             self.owing += 1;
             self.added += 1;
+            self.since = 0;
         }
         match self.batches.back_mut() {
             Some(last) if last.extended == extended && last.end == end && last.times < u32::MAX => {

@@ -82,6 +82,8 @@ pub struct UnnamedTracker {
     copying: bool,
     /// The server drops everything up to the next Sync.
     skipping: bool,
+    /// It does so since a COPY failed: up to which Sync is not known.
+    copy_failed: bool,
     /// Memory for the next Parse.
     spare: Vec<Vec<u8>>,
 }
@@ -111,7 +113,8 @@ impl UnnamedTracker {
             _ => return,
         };
         self.pending.push_back((place, change));
-        if self.pending.len() > MAX_PENDING || self.pending_bytes > MAX_PENDING_BYTES {
+        let too_many = self.pending.len() > MAX_PENDING || self.pending_bytes > MAX_PENDING_BYTES;
+        if too_many || self.copy_failed {
             self.lose();
         }
     }
@@ -143,16 +146,25 @@ impl UnnamedTracker {
                     Some(Change::Parse(_) | Change::LongParse | Change::Query)
                 ) {
                     self.set(Unnamed::None);
-                    self.pending.pop_front();
+                    self.pop_unused();
                 }
                 self.skipping = true;
+                self.copy_failed |= self.copying;
                 if self.copying && !self.pending.is_empty() {
                     // What comes behind may have been what the COPY failed by.
                     self.lose();
                 }
                 self.copying = false;
             }
-            (BackendTag::COPY_IN_RESPONSE, _) => self.copying = true,
+            (BackendTag::COPY_IN_RESPONSE, _) => {
+                self.copying = true;
+                // What is sent behind a Sync that this COPY swallows has moved within its
+                // batch.
+                let swallows = answered > place.batch;
+                if swallows && self.pending.iter().any(|(own, _)| own.batch == answered) {
+                    self.lose();
+                }
+            }
             (BackendTag::COMMAND_COMPLETE, _) => self.copying = false,
             (BackendTag::PARSE_COMPLETE, Some(Change::Parse(_) | Change::LongParse)) => {
                 match self.pop() {
@@ -177,6 +189,7 @@ impl UnnamedTracker {
             self.set(Unnamed::Unknown);
         }
         self.skipping = false;
+        self.copy_failed = false;
     }
 
     /// ReadyForQuery of the batch with that number: of what has been sent up to its end
@@ -197,6 +210,7 @@ impl UnnamedTracker {
             }
         }
         self.skipping = false;
+        self.copy_failed = false;
     }
 
     fn lose(&mut self) {
@@ -211,6 +225,13 @@ impl UnnamedTracker {
             self.pending_bytes = self.pending_bytes.saturating_sub(frame.len());
         }
         Some(change)
+    }
+
+    /// Drops the oldest, and keeps its memory for the next.
+    fn pop_unused(&mut self) {
+        if let Some(Change::Parse(frame)) = self.pop() {
+            self.keep_memory(frame);
+        }
     }
 
     fn set(&mut self, statement: Unnamed) {
@@ -329,6 +350,10 @@ mod tests {
             ("PBESScSpBESkPBEcS:12GCZ12CZ312GCZ", Unnamed::None),
             ("PBESScSpBESPBEcS:12GCZ12CZ12GCZ", parsed(1)),
             ("PBESScSpBESPBEcSBS:12GCZ1EZ12GCZEZ", parsed(1)),
+            // Behind a COPY's failure, and before it is known how far the server skips.
+            ("pS:1Z BES:2G f:E pBES:Z PBS:12Z", Unnamed::Unknown),
+            // All sent before the CopyInResponse.
+            ("pS:1Z BEdScCpS:2GEZ31Z", Unnamed::Unknown),
         ];
         for (conversation, expected) in table {
             assert_eq!(after(conversation), expected, "{conversation}");
@@ -370,6 +395,21 @@ mod tests {
             }
         }
         assert!(seen.len() <= 2, "{seen:?}");
+    }
+
+    #[test]
+    fn one_that_fails_again_and_again_leaves_nothing_behind() {
+        let mut session = Session::default();
+        let frame = vec![b'x'; 60_000];
+        let parse = UnnamedEffect::Parse { bytes: frame.len() };
+        for answer in [BackendTag::ERROR_RESPONSE; 20] {
+            session.request(FrontendTag::PARSE, parse, &frame);
+            session.request(FrontendTag::SYNC, UnnamedEffect::None, b"");
+            session.response(answer);
+            session.response(BackendTag::READY_FOR_QUERY);
+            assert_eq!(*session.tracker.statement(), Unnamed::None);
+            assert_eq!(session.tracker.pending_bytes, 0);
+        }
     }
 
     #[test]
