@@ -58,7 +58,10 @@ pub(crate) struct Thread(Pid);
 impl Thread {
     /// The calling thread.
     pub(crate) fn current() -> Self {
-        Self(gettid())
+        thread_local! {
+            static OWN: Thread = Thread(gettid());
+        }
+        OWN.with(|own| *own)
     }
 
     /// Makes the calling thread one that can be woken: it may have inherited a mask that

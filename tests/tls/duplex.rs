@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use openssl::ssl::SslVersion;
+use rustix::net::{RecvFlags, recv};
 use sqlproxy::internal::Stream;
 use sqlproxy::internal::{ReadDeadline, Reader, Received, Wait};
 
@@ -284,18 +285,25 @@ fn a_write_ends_at_its_deadline() {
     }
 }
 
+/// Until more has come than the session's ticket.
+fn wait_for_a_record(peer: &TcpStream) {
+    let mut bytes = [0; 8 * 1024];
+    let (count, _) = recv(peer, &mut bytes, RecvFlags::PEEK | RecvFlags::WAITALL).unwrap();
+    assert_eq!(count, bytes.len());
+}
+
 #[test]
 fn a_blocked_writer_does_not_hold_up_the_reader() {
     for case in EVERY_LEG_AND_VERSION {
         let (stream, mut peer) = connect(case, &ReadDeadline::new().unwrap(), plain);
-        // More than any socket buffer: once its first byte has arrived, the
+        // More than any socket buffer: once its first bytes have arrived, the
         // writer is in a write that cannot end before the peer reads.
         const TOTAL: usize = 64 * 1024 * 1024;
         let writer = in_thread({
             let stream = Arc::clone(&stream);
             move || stream.write_all(&vec![7; TOTAL], None)
         });
-        peer.get_ref().peek(&mut [0]).unwrap();
+        wait_for_a_record(peer.get_ref());
         let (pattern, mut received) = (Pattern::new(6), 0);
         let mut buffer = Vec::with_capacity(10_000);
         while received < 1_000_000 {
@@ -386,7 +394,7 @@ fn an_alert_goes_out_behind_the_records_of_a_write_under_way() {
         let stream = Arc::clone(&stream);
         move || stream.write_all(&vec![7; 64 * 1024 * 1024], None)
     });
-    peer.get_ref().peek(&mut [0]).unwrap();
+    wait_for_a_record(peer.get_ref());
     let forged = [[0x17, 3, 3, 0, 40].as_slice(), &[9; 40]].concat();
     peer.get_mut().write_all(&forged).unwrap();
     let error = stream
