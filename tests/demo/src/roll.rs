@@ -47,9 +47,8 @@ impl Pod {
             "--database",
             &self.database.display().to_string(),
         ];
-        crew.start(self.name, "sqlpod", &arguments.map(str::to_owned))?;
-        wait_for(crew, self.name, |line| line.event.contains("sqlpod health"))?;
-        Ok(())
+        crew.start(self.name, "sqlpod", &arguments.map(str::to_owned))
+            .map(drop)
     }
 }
 
@@ -83,6 +82,7 @@ fn start_pods(crew: &mut Crew, show: &Show, directory: &Path) -> Result<Vec<Pod>
             database: directory.join("tenant.sqlite"),
         };
         pod.start(crew)?;
+        wait_for(crew, name, |line| line.event.contains("sqlpod health"))?;
         show.say(&format!(
             "{name}   SQL {}   health page {}",
             pod.sql, pod.health
@@ -105,6 +105,7 @@ fn roll_pods(crew: &mut Crew, show: &mut Show, directory: &Path, pods: &[Pod]) -
         })?;
         show.log(drained.shown());
         crew.expect_end(pod.name, Instant::now() + PATIENCE)?;
+        // Its own word is not waited for: the proxy's may be read before it, and would be lost.
         pod.start(crew)?;
         let back = wait_for(crew, "sqlproxy", |line| {
             line.is("backend is there to stay") && line.value("backend") == Some(pod.name)
