@@ -32,10 +32,8 @@ use crate::stream::Stream;
 /// Connections to servers that pass cancel requests on, at once.
 const MAX_DIALS: usize = 16;
 
-/// Requests that share one connection to a server; further ones are closed at once.
-const MAX_SHARED: usize = 64;
-
-/// Of all keys, those that share one: each keeps its client's connection open.
+/// Requests, of all keys, that share another's connection to a server; further ones are
+/// closed at once.  Each keeps its client's connection open.
 const MAX_WAITING: usize = 64;
 
 /// Where a CancelRequest has to go.
@@ -232,8 +230,7 @@ impl<'a> Passing<'a> {
                 over: false,
             });
         }
-        let has_room = requests.next.len() < MAX_SHARED;
-        match has_room.then(|| waiting.take()).flatten() {
+        match waiting.take() {
             Some(permit) => requests.next.push(Sharing {
                 client,
                 _permit: permit,
