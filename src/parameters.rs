@@ -160,6 +160,9 @@ mod tests {
         known.set(b"p8", &vec![b'x'; MAX_BYTES / 2]);
         assert_eq!(known.get(b"p8"), None);
         assert!(known.text.len() <= MAX_BYTES);
+        let mut known = Parameters::default();
+        known.set(b"new", &vec![b'x'; MAX_BYTES]);
+        assert_eq!(known.get(b"new"), None);
     }
 
     #[test]

@@ -205,18 +205,24 @@ impl Drop for Limited {
     }
 }
 
-fn three_sessions() -> (Limited, SocketAddr, Vec<Wire>, [Server; 2]) {
-    let servers = [Server::echoing(), Server::echoing()];
-    let setup = Setup::new(&servers.each_ref().map(Server::address));
+/// The proxy before these servers, where it listens, and clients of it.
+fn sessions(servers: &[Server], count: usize) -> (Limited, SocketAddr, Vec<Wire>) {
+    let addresses: Vec<_> = servers.iter().map(Server::address).collect();
     // Threads of other users would count against a machine's limits.
-    let proxy = Limited::start(&setup.top("max_connections = 20").text());
+    let proxy = Limited::start(&Setup::new(&addresses).top("max_connections = 20").text());
     let listening = proxy.wait(" listening ");
     let address = listening.split_once("address=").unwrap().1.trim();
     let address = address.parse().unwrap();
-    let clients: Vec<_> = (0..3).map(|_| Wire::login(address, "maria")).collect();
+    let clients: Vec<_> = (0..count).map(|_| Wire::login(address, "maria")).collect();
     for _ in &clients {
         proxy.wait("session opened");
     }
+    (proxy, address, clients)
+}
+
+fn three_sessions() -> (Limited, SocketAddr, Vec<Wire>, [Server; 2]) {
+    let servers = [Server::echoing(), Server::echoing()];
+    let (proxy, address, clients) = sessions(&servers, 3);
     (proxy, address, clients, servers)
 }
 
@@ -297,6 +303,37 @@ fn without_threads_nothing_is_lost_and_nothing_begins() {
         client.expect_error("FATAL", "57P01");
     }
     assert_eq!(proxy.child.wait().unwrap().code(), Some(0));
+}
+
+/// The order has come already, and no thread carries it out: the session goes on at once.
+#[test]
+fn a_transfer_that_finds_no_thread_gives_its_session_back() {
+    let servers = [(); 2].map(|()| {
+        Server::start(|mut end| {
+            end.welcome();
+            while let Some(sql) = end.next_query() {
+                let status = if sql == "BEGIN" { b'T' } else { b'I' };
+                let answer = [message::command_complete(&sql), message::ready(status)];
+                end.wire.send(&answer.concat());
+            }
+        })
+    });
+    let (proxy, _, mut clients) = sessions(&servers, 1);
+    let client = &mut clients[0];
+    proxy.wait_threads(1, 0);
+    client.query("BEGIN");
+    proxy.signal(Signal::USR1);
+    proxy.wait("migration round started");
+    proxy.allow_threads(false);
+    client.query("COMMIT");
+    let transfer = proxy.wait("transfer finished");
+    assert!(transfer.contains("outcome=recoverable"), "{transfer}");
+    assert!(
+        transfer.contains("no thread for the transfer"),
+        "{transfer}"
+    );
+    proxy.wait("migration round finished");
+    assert_eq!(client.query("SELECT").len(), 2);
 }
 
 /// A stack that cannot be mapped is a thread that cannot be had, and a thread that runs

@@ -168,6 +168,33 @@ impl Balancer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Address, BackendConfig, BackendState};
+
+    #[test]
+    fn what_was_never_seen_counts_only_where_nobody_looks() {
+        let balancer = Balancer::new(&[BackendConfig {
+            name: "a".to_owned(),
+            address: Address {
+                host: "127.0.0.1".to_owned(),
+                port: 1,
+            },
+            state: BackendState::Active,
+            health_url: None,
+        }]);
+        let fresh = Freshness {
+            news: Duration::from_secs(3600),
+            look: Duration::from_secs(3600),
+        };
+        assert!(balancer.any_up(None));
+        assert!(!balancer.any_up(Some(fresh)));
+        for reached in [true, false] {
+            for target in balancer.configured() {
+                balancer.note_dial(target.id, reached, false, true);
+            }
+            assert_eq!(balancer.any_up(Some(fresh)), reached);
+            assert_eq!(balancer.any_up(None), reached);
+        }
+    }
 
     #[test]
     fn a_look_under_way_keeps_what_was_known_for_as_long_as_it_may_take() {

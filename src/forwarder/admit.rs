@@ -329,3 +329,72 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
         self.state.lock().late_response_due = false;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exchange::Exchange;
+    use crate::forwarder::Interrupt;
+
+    struct Nobody;
+
+    impl Interrupt for Nobody {
+        fn expire(&self) {}
+        fn clear(&self) {}
+    }
+
+    /// An order; whether a worker is free for it.
+    struct Free(bool);
+
+    impl Ticket for Free {
+        type Permit = ();
+
+        fn try_start(&self) -> Option<()> {
+            self.0.then_some(())
+        }
+
+        fn may_start(&self) -> bool {
+            self.0
+        }
+    }
+
+    /// Whether the next Query is kept back where one is unanswered and the one before has
+    /// been answered with `status`.
+    fn holds(status: TransactionStatus, order: Option<Order<Free>>, ran_out: bool) -> bool {
+        let mut exchange = Exchange::new();
+        exchange.request(FrontendTag::QUERY);
+        exchange.response(BackendTag::READY_FOR_QUERY, Some(status));
+        exchange.request(FrontendTag::QUERY);
+        let forwarder = Forwarder::new(exchange, Arc::new(()), Arc::new(Nobody));
+        let mut state = forwarder.state.lock();
+        state.order = order;
+        state.hold_ran_out = ran_out;
+        state.holds_back(FrontendTag::QUERY, false)
+    }
+
+    #[test]
+    fn a_batch_is_kept_back_for_an_order_that_could_start_and_for_no_other() {
+        use TransactionStatus::{Failed, Idle, InTransaction};
+        let to_move = |free| {
+            Some(Order::Move {
+                ticket: Free(free),
+                since: Instant::now(),
+            })
+        };
+        let table = move || {
+            assert!(holds(Idle, to_move(true), false));
+            assert!(holds(Idle, Some(Order::End), false));
+            // Nothing waits, no worker is free, it has been tried.
+            assert!(!holds(Idle, None, false));
+            assert!(!holds(Idle, to_move(false), false));
+            assert!(!holds(Idle, to_move(true), true));
+            // Only the client ends a transaction.
+            for status in [InTransaction, Failed] {
+                assert!(!holds(status, to_move(true), false));
+                assert!(!holds(status, Some(Order::End), false));
+            }
+        };
+        // The locks are the model's (`crate::sync`).
+        shuttle::check_random(table, 1);
+    }
+}

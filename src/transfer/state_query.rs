@@ -257,3 +257,77 @@ fn unread(error: Error, max_state_bytes: usize, ready_for_queries: usize) -> NoS
         },
     }
 }
+
+#[cfg(test)]
+#[expect(
+    clippy::unwrap_used,
+    reason = "a failed expectation is the test's failure"
+)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::socket::{ReadDeadline, Socket};
+    use crate::stream::Stream;
+
+    /// Runs `check` on a server that has sent `sent`, of a transfer that is over at `deadline`.
+    fn with_server(sent: Vec<u8>, deadline: Instant, check: impl FnOnce(&mut OldServer<'_>)) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let _server = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (stream, _) = listener.accept().unwrap();
+        let socket = Socket::new(stream, ReadDeadline::new().unwrap()).unwrap();
+        let parameters = Mutex::default();
+        check(&mut OldServer {
+            reader: FrameReader::new(Arc::new(Stream::Plain(socket)), Peer::Server, sent),
+            parameters: &parameters,
+            process_ids: (Some(7_u32.to_be_bytes()), Some(9_u32.to_be_bytes())),
+            deadline,
+            to_client: Vec::new(),
+        });
+    }
+
+    fn notification(process_id: u32, payload_bytes: usize) -> Vec<u8> {
+        let mut body = process_id.to_be_bytes().to_vec();
+        body.extend(b"channel\0");
+        body.resize(body.len() + payload_bytes, b'x');
+        body.push(0);
+        let length = u32::try_from(body.len() + 4).unwrap();
+        [&b"A"[..], &length.to_be_bytes(), &body].concat()
+    }
+
+    /// What comes before anything was asked leaves no answer to wait for: a processor
+    /// that discarded one would take the client's.
+    #[test]
+    fn nothing_is_owed_where_nothing_was_asked() {
+        let later = Instant::now() + Duration::from_secs(3600);
+        let one = notification(7, 0);
+        let flood = notification(7, 32 * 1024).repeat(MAX_UNASKED_BYTES / (32 * 1024) + 1);
+        for (sent, deadline, label) in [
+            (one, Instant::now(), ReasonLabel::Timeout),
+            (flood, later, ReasonLabel::TooLarge),
+        ] {
+            with_server(sent, deadline, |server| match server.take_unasked() {
+                Err(NoState::LateResponse {
+                    ready_for_queries,
+                    reason,
+                }) => {
+                    assert_eq!(ready_for_queries, 0);
+                    assert_eq!(reason.label, label);
+                }
+                _ => panic!("it goes on"),
+            });
+        }
+    }
+
+    #[test]
+    fn a_notification_meanwhile_names_the_process_that_the_client_knows() {
+        let later = Instant::now() + Duration::from_secs(3600);
+        let sent = [notification(7, 0), notification(8, 0)].concat();
+        with_server(sent, later, |server| {
+            assert!(server.take_unasked().is_ok());
+            let expected = [notification(9, 0), notification(8, 0)].concat();
+            assert_eq!(server.to_client, expected);
+        });
+    }
+}

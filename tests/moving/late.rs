@@ -73,9 +73,11 @@ const CASES: &[Case] = &[
             let (first, rest) = answer.split_at(row_description_length(&answer));
             let notice = message::notice_response("00000", "of the query");
             let told = parameter_status("TimeZone", "Asia/Tokyo");
-            end.wire.send(&[first, &notice, &told, rest].concat());
+            let heard = end.notification();
+            end.wire
+                .send(&[first, &notice, &told, &heard, rest].concat());
         },
-        to_client: "S",
+        to_client: "SA",
         ..WHOLE
     },
     Case {
@@ -160,10 +162,13 @@ fn a_late_answer_is_swallowed_however_it_comes() {
     let addresses = servers.each_ref().map(Server::address);
     let section = "[migration]\ntimeout = \"1s\"\nwait = \"500ms\"\nmax_state_size = \"64KiB\"";
     let proxy = Setup::new(&addresses).section(section).start();
+    let mut keys = Vec::new();
     let mut clients: Vec<(&Case, Wire, String)> = CASES
         .iter()
         .map(|case| {
-            let mut client = proxy.login(case.name);
+            let mut client = Wire::connect(proxy.address());
+            keys.push(client.start(&[("user", case.name)]).key.unwrap());
+            proxy.wait_opened(&client);
             let home = client.value(WHO);
             (case, client, home)
         })
@@ -195,7 +200,7 @@ fn a_late_answer_is_swallowed_however_it_comes() {
         client.send(&MEANWHILE.map(message::query).concat());
     }
     gate.open();
-    for (case, client, _) in &mut clients {
+    for ((case, client, _), key) in clients.iter_mut().zip(&keys) {
         if !case.lives {
             let error = client.expect(b'E');
             assert_eq!(error.field('V'), "FATAL", "{}", case.name);
@@ -220,6 +225,9 @@ fn a_late_answer_is_swallowed_however_it_comes() {
                 answer[unasked.len() + 1].values(),
                 [Some((*sql).to_owned())]
             );
+            if let Some(heard) = answer.iter().find(|message| message.tag == b'A') {
+                assert_eq!(heard.body[..4], key.0[..4], "the client's own process");
+            }
         }
     }
     clients.retain(|(case, ..)| case.lives);

@@ -248,6 +248,33 @@ fn the_client_hears_what_differs_on_the_new_server() {
     }
 }
 
+/// To whoever listens, a notification of its own session names the process that the client
+/// knows, on whichever server and at whichever step it comes.
+#[test]
+fn a_notification_during_a_transfer_names_the_client_s_process() {
+    fn server() -> Server {
+        Server::start(|mut end| {
+            end.welcome();
+            let heard = end.notification();
+            end.echo_with(
+                |key| [heard.clone(), transfer_state(key)].concat(),
+                || [heard.clone(), restored()].concat(),
+            );
+        })
+    }
+    let servers = [server(), server()];
+    let proxy = Setup::new(&servers.each_ref().map(Server::address)).start();
+    let mut client = Wire::connect(proxy.address());
+    let key = client.start(&[("user", "maria")]).key.unwrap();
+    proxy.wait_opened(&client);
+    for _ in 0..3 {
+        proxy.migrate().assert_all_moved(1);
+        for step in ["capture", "restore"] {
+            assert_eq!(client.expect(b'A').body[..4], key.0[..4], "{step}");
+        }
+    }
+}
+
 #[test]
 fn an_open_transaction_is_waited_for_and_left_in_peace() {
     fn server() -> Server {

@@ -44,6 +44,13 @@ impl ServerEnd {
         self.wire.send(&greeting.concat());
     }
 
+    /// What the connection's own process has to tell to whoever listens.
+    pub(crate) fn notification(&self) -> Vec<u8> {
+        let key = key_of(self.number);
+        let body = [&key.0[..4], b"channel\0payload\0"].concat();
+        message::frame(b'A', &body)
+    }
+
     /// The next message, or `None` once the client has left.
     pub(crate) fn next(&mut self) -> Option<Message> {
         match self.wire.receive_by(soon()) {
