@@ -14,6 +14,7 @@
 //! PostgreSQL 15, see the property tests.
 
 mod copy;
+mod doubt;
 mod queue;
 mod turn;
 mod unnamed;
@@ -23,6 +24,7 @@ use std::fmt;
 pub use crate::dialect::SkipRule;
 use crate::message::{BackendTag, FrontendTag, TransactionStatus};
 use copy::CopyIn;
+use doubt::{Doubt, Recent};
 use queue::{BatchEnd, Queue};
 pub(crate) use unnamed::MAX_BYTES as MAX_UNNAMED_BYTES;
 pub use unnamed::{Unnamed, UnnamedEffect, UnnamedTracker};
@@ -83,6 +85,9 @@ pub struct Exchange {
     copying: bool,
     /// `queue` may hold Syncs that will never be answered.
     doubtful: bool,
+    /// While it is there it has what is unanswered, and `queue` nothing.
+    doubt: Option<Box<Doubt>>,
+    recent: Recent,
     status: TransactionStatus,
 }
 
@@ -112,6 +117,8 @@ impl Exchange {
             ignored_syncs: 0,
             copying: false,
             doubtful: false,
+            doubt: None,
+            recent: Recent::default(),
             status: TransactionStatus::Idle,
         }
     }
@@ -125,6 +132,9 @@ impl Exchange {
     }
 
     fn note_request(&mut self, tag: FrontendTag) {
+        if self.doubtful_request(tag) {
+            return;
+        }
         match tag {
             FrontendTag::PARSE
             | FrontendTag::BIND
@@ -192,12 +202,15 @@ impl Exchange {
     }
 
     fn note_response(&mut self, tag: BackendTag, status: Option<TransactionStatus>) {
+        if tag == BackendTag::READY_FOR_QUERY {
+            self.status = status.unwrap_or(TransactionStatus::InTransaction);
+        }
+        if self.doubtful_response(tag) {
+            return;
+        }
         self.drop_unanswerable_syncs(tag);
         match tag {
-            BackendTag::READY_FOR_QUERY => {
-                self.status = status.unwrap_or(TransactionStatus::InTransaction);
-                self.ready();
-            }
+            BackendTag::READY_FOR_QUERY => self.ready(),
             BackendTag::COMMAND_COMPLETE => {
                 self.copying = false;
                 if self.copy_in == CopyIn::Ended {
@@ -238,7 +251,7 @@ impl Exchange {
     /// Sync, whatever the transaction status.
     #[must_use]
     pub fn is_answered(&self) -> bool {
-        self.queue.is_empty() && self.queue.open == 0 && !self.skipping
+        self.queue.is_empty() && self.queue.open == 0 && !self.skipping && self.doubt.is_none()
     }
 
     /// True where the messages left open whether the server still owes a
@@ -246,7 +259,7 @@ impl Exchange {
     /// good for not moving a session, never for making its client wait.
     #[must_use]
     pub fn is_in_doubt(&self) -> bool {
-        self.doubtful
+        self.doubtful || self.doubt.is_some()
     }
 
     /// True if a request of this type would begin a new batch, so that it may
@@ -292,37 +305,37 @@ impl Exchange {
             Some(WaitingFor::Copy)
         } else if self.status != TransactionStatus::Idle {
             Some(WaitingFor::OpenTransaction)
-        } else if self.queue.owes_answers() {
+        } else if self.queue.owes_answers() || self.doubt.is_some() {
             Some(WaitingFor::QueryRunning)
         } else {
             Some(WaitingFor::BatchWithoutSync)
         }
     }
 
-    /// Where the next request will stand.
+    /// Where the next request will stand, where that can be told.
     #[must_use]
-    pub fn place(&self) -> Place {
-        Place {
-            batch: self.queue.open_batch(),
-            message: self.queue.open_messages(),
-        }
+    pub fn place(&self) -> Option<Place> {
+        self.has_places().then(|| self.queue.open_place())
     }
 
     /// Which request the server's next message is about, if it has that type; to be asked
-    /// before [`Exchange::response`].
+    /// before [`Exchange::response`].  `None` where it may be one or another.
     #[must_use]
-    pub fn place_of_answer(&mut self, tag: BackendTag) -> Place {
+    pub fn place_of_answer(&mut self, tag: BackendTag) -> Option<Place> {
+        if self.doubt.is_some() {
+            return self.doubtful_place(tag);
+        }
         self.drop_unanswerable_syncs(tag);
-        Place {
+        Some(Place {
             batch: self.queue.oldest_batch(),
             message: self.done,
-        }
+        })
     }
 
     /// How many batches have been answered, or were dropped.
     #[must_use]
     pub fn answered(&self) -> u64 {
-        self.queue.oldest_batch()
+        (self.doubtful_answered()).unwrap_or_else(|| self.queue.oldest_batch())
     }
 
     /// Drops Syncs that, with a message of this type, turn out to get no answer.
@@ -389,15 +402,7 @@ impl Exchange {
             }
             None if self.queue.open == 0 => {}
             _ if ignored_syncs == 0 => self.skip(),
-            _ => {
-                // Assume that the first of the ignored Syncs ends the skip, and
-                // that what was forwarded after the COPY is therefore run.
-                let answered = self.done.saturating_add(1);
-                self.done = 0;
-                let oldest = self.queue.first_extended_mut();
-                *oldest = oldest.saturating_sub(answered);
-                self.expect_ignored_syncs(0, ignored_syncs);
-            }
+            _ => self.begin_doubt(ignored_syncs),
         }
     }
 

@@ -198,7 +198,7 @@ pub mod internal {
     pub use crate::frame::{Frame, HEADER_BYTES, Header, Scanner, Verdict};
     pub use crate::message::{
         BackendTag, ErrorFields, FrontendTag, TransactionStatus, data_row, fatal_error,
-        parameter_status, put_parameter_status, row_description,
+        parameter_status, put_parameter_status, refuses_unread, row_description,
     };
     pub use crate::parameters::Parameters;
     pub use crate::processor::{Context, ProcessorExit, ServerStream, run_requests, run_responses};

@@ -186,6 +186,24 @@ pub struct ErrorFields {
     pub message: String,
 }
 
+/// Whether a server refuses a message with this ErrorResponse's SQLSTATE before it has
+/// done anything for it, since it cannot read it: `protocol_violation`,
+/// `character_not_in_repertoire` or `untranslatable_character` (PostgreSQL's pqformat.c and
+/// mbutils.c).  Others may have the same.
+#[must_use]
+pub fn refuses_unread(mut body: &[u8]) -> bool {
+    while let Some((&code, rest)) = body.split_first() {
+        let Some((value, rest)) = split_cstr(rest) else {
+            break;
+        };
+        if code == b'C' {
+            return matches!(value, b"08P01" | b"22021" | b"22P05");
+        }
+        body = rest;
+    }
+    false
+}
+
 impl ErrorFields {
     /// Reads the body; what is missing or malformed stays empty.
     #[must_use]

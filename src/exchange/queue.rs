@@ -6,6 +6,9 @@
 
 use std::collections::VecDeque;
 
+use super::Place;
+use crate::message::FrontendTag;
+
 /// What ends a [`Batch`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BatchEnd {
@@ -92,15 +95,54 @@ impl Queue {
         self.owing
     }
 
-    /// The number of the open batch; only those that are to be answered count.
-    pub(super) fn open_batch(&self) -> u64 {
-        self.added
+    /// Where the next request will stand.
+    pub(super) fn open_place(&self) -> Place {
+        Place {
+            batch: self.added,
+            message: self.since,
+        }
     }
 
-    /// How many extended-protocol messages there are since the last batch that is to be
-    /// answered, those before a CopyDone or CopyFail included.
-    pub(super) fn open_messages(&self) -> u32 {
-        self.since
+    /// The batches that are unanswered, oldest first, each with its extended-protocol
+    /// messages and the request that ends it; last the open one.
+    pub(super) fn unanswered(&self) -> impl Iterator<Item = (u32, Option<FrontendTag>)> {
+        let batches = self.batches.iter().flat_map(|batch| {
+            let end = match batch.end {
+                BatchEnd::Query => FrontendTag::QUERY,
+                BatchEnd::Sync => FrontendTag::SYNC,
+                BatchEnd::Copy => FrontendTag::COPY_DONE,
+            };
+            (0..batch.times).map(move |_| (batch.extended, Some(end)))
+        });
+        batches.chain(std::iter::once((self.open, None)))
+    }
+
+    /// Forgets all batches but the open one, which has so many messages.
+    pub(super) fn restart(&mut self, open: u32) {
+        self.batches.clear();
+        (self.owing, self.open, self.since) = (0, open, open);
+    }
+
+    /// Forgets all batches; what comes is counted on, and kept elsewhere.
+    pub(super) fn forget(&mut self) {
+        self.batches.clear();
+        (self.owing, self.open) = (0, 0);
+    }
+
+    /// Numbers what comes as if `place` were the next.
+    pub(super) fn renumber(&mut self, place: Place) {
+        (self.added, self.since) = (place.batch, place.message);
+    }
+
+    /// Counts a message, or a request that ends a batch, which is kept elsewhere.
+    pub(super) fn count_message(&mut self) {
+        self.since = self.since.saturating_add(1);
+    }
+
+    /// See [`Self::count_message`].
+    pub(super) fn count_batch(&mut self) {
+        self.added += 1;
+        self.since = 0;
     }
 
     /// One more extended-protocol message.

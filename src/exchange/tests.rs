@@ -33,7 +33,7 @@ fn run(exchange: &mut Exchange, script: &str) -> Vec<String> {
     wrong
 }
 
-fn check(rule: SkipRule, table: &[(&str, &str)]) {
+pub(super) fn check(rule: SkipRule, table: &[(&str, &str)]) {
     let wrong: Vec<_> = table
         .iter()
         .map(|(name, script)| (name, run(&mut Exchange::with_skip(rule), script)))

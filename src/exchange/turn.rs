@@ -15,6 +15,9 @@ impl Exchange {
     /// a server keeps them to itself, so whoever has sent none waits for nothing.
     #[must_use]
     pub(crate) fn awaits_client(&self, unfinished: Option<FrontendTag>) -> bool {
+        if let Some(may_await) = self.doubtful_turn(unfinished.is_some()) {
+            return may_await;
+        }
         let back = self.queue.back();
         let ended = |end: BatchEnd| back.is_some_and(|back| back.end == end);
         let half_copy_fail = unfinished == Some(FrontendTag::COPY_FAIL)

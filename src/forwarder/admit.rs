@@ -34,6 +34,9 @@ pub struct ResponseFrame {
     pub tag: BackendTag,
     /// Of a ReadyForQuery only.
     pub status: Option<TransactionStatus>,
+    /// Of an ErrorResponse only: what it is about may not even have been read, see
+    /// [`crate::message::refuses_unread`].
+    pub unread: bool,
 }
 
 /// What the response processor may do with the frames it has fed.
@@ -193,7 +196,7 @@ impl<S: Send + Sync + 'static, T: Ticket + 'static> Forwarder<S, T> {
                 let place = state.exchange.place_of_answer(frame.tag);
                 state.exchange.response(frame.tag, frame.status);
                 let answered = state.exchange.answered();
-                state.unnamed.response(frame.tag, place, answered);
+                (state.unnamed).response(frame.tag, place, answered, frame.unread);
                 if frame.tag == BackendTag::READY_FOR_QUERY {
                     state.note_ready();
                 }

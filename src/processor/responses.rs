@@ -10,7 +10,8 @@ use crate::error::{Error, Peer, SqlState};
 use crate::forwarder::{Direction, ResponseAdmission, ResponseFrame, Resumed, Ticket};
 use crate::frame::{HEADER_BYTES, Header, Scanned, Scanner, Verdict};
 use crate::message::{
-    BackendTag, ErrorFields, TransactionStatus, parameter_status, rewrite_notification,
+    BackendTag, ErrorFields, TransactionStatus, parameter_status, refuses_unread,
+    rewrite_notification,
 };
 use crate::parameters::Parameters;
 use crate::socket::Received;
@@ -354,6 +355,7 @@ fn note_response(
 ) -> Verdict {
     let tag = BackendTag(frame.tag);
     let mut status = None;
+    let mut unread = false;
     match tag {
         BackendTag::DATA_ROW | BackendTag::COPY_DATA
             if frames.last().is_some_and(|last| last.tag == tag) =>
@@ -378,6 +380,8 @@ fn note_response(
         {
             return Verdict::Hold;
         }
+        // What is too long to be looked at may say anything.
+        BackendTag::ERROR_RESPONSE => unread = frame.body.is_none_or(refuses_unread),
         BackendTag::PARAMETER_STATUS => match frame.body {
             None if frame.frame_bytes <= REPORT_LIMIT => return Verdict::Hold,
             None => {}
@@ -389,6 +393,10 @@ fn note_response(
         },
         _ => {}
     }
-    frames.push(ResponseFrame { tag, status });
+    frames.push(ResponseFrame {
+        tag,
+        status,
+        unread,
+    });
     Verdict::Pass
 }

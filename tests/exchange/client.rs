@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use postgres_protocol::message::frontend;
 use proptest::test_runner::TestCaseError;
+use sqlproxy::internal::refuses_unread;
 use sqlproxy::internal::{BackendTag, FrontendTag, TransactionStatus};
 use sqlproxy::internal::{Exchange, Unnamed, UnnamedEffect, UnnamedTracker, WaitingFor};
 
@@ -78,8 +79,9 @@ pub(super) struct Client<'a> {
     asked: Option<FrontendTag>,
     /// The last message of the server that answered something.
     answered: Option<BackendTag>,
-    /// The server has read COPY data, where messages sent ahead may count as never sent.
-    copied: bool,
+    /// The server has read COPY data, where messages sent ahead may count as never sent, or
+    /// has refused to read a message, which tells too little as well.
+    untold: bool,
     /// What went over the wire, for the report of a failure.
     history: String,
 }
@@ -107,7 +109,7 @@ impl<'a> Client<'a> {
             markers: Box::new(script.markers.clone().into_iter().cycle()),
             asked: None,
             answered: None,
-            copied: false,
+            untold: false,
             history: String::new(),
         };
         let mut startup = BytesMut::new();
@@ -149,7 +151,9 @@ impl<'a> Client<'a> {
         let place = self.exchange.place();
         self.exchange.request(tag);
         let effect = match request {
-            Request::Parse("", _) => UnnamedEffect::Parse { bytes: bytes.len() },
+            Request::Parse("", _) | Request::LongParse("", _) => {
+                UnnamedEffect::Parse { bytes: bytes.len() }
+            }
             Request::Close(b'S', "") => UnnamedEffect::Close,
             _ => UnnamedEffect::None,
         };
@@ -307,7 +311,7 @@ impl<'a> Client<'a> {
                     client.parse_again(&named)?;
                     client.described("again")?
                 }
-                Unnamed::Unknown if client.copied => return Ok(()),
+                Unnamed::Unknown if client.untold => return Ok(()),
                 Unnamed::Unknown | Unnamed::TooLong => {
                     return Err(client.failure("the unnamed statement is not known"));
                 }
@@ -368,14 +372,16 @@ impl<'a> Client<'a> {
         let ready = frame.tag == BackendTag::READY_FOR_QUERY;
         let status = frame.body.first().filter(|_| ready);
         if !frame.tag.is_asynchronous() {
-            self.copied |= frame.tag == BackendTag::COPY_IN_RESPONSE;
+            self.untold |= frame.tag == BackendTag::COPY_IN_RESPONSE;
             self.answered = Some(frame.tag);
         }
         let status = status.and_then(|byte| TransactionStatus::from_byte(*byte));
         let place = self.exchange.place_of_answer(frame.tag);
         self.exchange.response(frame.tag, status);
         let answered = self.exchange.answered();
-        self.unnamed.response(frame.tag, place, answered);
+        let unread = frame.tag == BackendTag::ERROR_RESPONSE && refuses_unread(&frame.body);
+        self.untold |= unread;
+        (self.unnamed).response(frame.tag, place, answered, unread);
         if ready && self.exchange.is_answered() {
             self.unnamed.all_answered();
         }

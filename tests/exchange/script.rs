@@ -89,6 +89,10 @@ const COPY_NAME: &str = "copy";
 #[derive(Debug, Clone)]
 pub(super) enum Request {
     Query(&'static str),
+    /// With a byte too many, by which the server refuses it unread.
+    LongQuery(&'static str),
+    /// The same of a Parse.
+    LongParse(&'static str, &'static str),
     /// Divides by its argument.
     FunctionCall(i32),
     Parse(&'static str, &'static str),
@@ -112,6 +116,14 @@ impl Request {
         let out = &mut buffer;
         match *self {
             Self::Query(sql) => frontend::query(sql, out).unwrap(),
+            Self::LongQuery(sql) => {
+                frontend::query(sql, out).unwrap();
+                lengthen(out);
+            }
+            Self::LongParse(name, sql) => {
+                frontend::parse(name, sql, [], out).unwrap();
+                lengthen(out);
+            }
             Self::FunctionCall(divisor) => function_call(divisor, out),
             Self::Parse(name, sql) => frontend::parse(name, sql, [], out).unwrap(),
             Self::Bind(portal, statement) => {
@@ -130,6 +142,13 @@ impl Request {
         }
         buffer.to_vec()
     }
+}
+
+/// Puts a byte behind a message and counts it in.
+fn lengthen(out: &mut BytesMut) {
+    out.extend_from_slice(b"x");
+    let length = u32::try_from(out.len() - 1).unwrap().to_be_bytes();
+    out[1..5].copy_from_slice(&length);
 }
 
 /// FunctionCall of int4div(1, divisor) with text arguments.
@@ -246,8 +265,9 @@ fn sql() -> impl Strategy<Value = &'static str> {
 
 fn query() -> impl Strategy<Value = Request> {
     prop_oneof![
-        6 => sql().prop_map(Request::Query),
-        1 => (0..2).prop_map(Request::FunctionCall),
+        12 => sql().prop_map(Request::Query),
+        1 => sql().prop_map(Request::LongQuery),
+        2 => (0..2).prop_map(Request::FunctionCall),
     ]
 }
 
@@ -287,12 +307,14 @@ fn extended() -> impl Strategy<Value = Request> {
     let name = || select(vec!["", "named", "absent"]);
     let kind = || select(vec![b'S', b'P']);
     prop_oneof![
-        3 => (select(vec!["", "named"]), sql()).prop_map(|(name, sql)| Request::Parse(name, sql)),
-        3 => (name(), name()).prop_map(|(portal, statement)| Request::Bind(portal, statement)),
-        1 => (kind(), name()).prop_map(|(kind, name)| Request::Describe(kind, name)),
-        1 => (kind(), name()).prop_map(|(kind, name)| Request::Close(kind, name)),
-        3 => (name(), 0..3).prop_map(|(portal, rows)| Request::Execute(portal, rows)),
-        1 => Just(Request::Flush),
+        9 => (select(vec!["", "named"]), sql()).prop_map(|(name, sql)| Request::Parse(name, sql)),
+        1 => (select(vec!["", "named"]), sql())
+            .prop_map(|(name, sql)| Request::LongParse(name, sql)),
+        9 => (name(), name()).prop_map(|(portal, statement)| Request::Bind(portal, statement)),
+        3 => (kind(), name()).prop_map(|(kind, name)| Request::Describe(kind, name)),
+        3 => (kind(), name()).prop_map(|(kind, name)| Request::Close(kind, name)),
+        9 => (name(), 0..3).prop_map(|(portal, rows)| Request::Execute(portal, rows)),
+        3 => Just(Request::Flush),
     ]
 }
 
@@ -331,7 +353,15 @@ fn extended_copy(doubt: Doubt) -> impl Strategy<Value = Vec<Request>> {
         Doubt::Never | Doubt::Anything => end().boxed(),
     };
     let risky = (sql, copy(any_data(doubt != Doubt::Never), any_end()), end);
-    (prop_oneof![sound, risky], any::<bool>()).prop_map(|((sql, copy, end), describe)| {
+    // What a driver tidies up with before its Sync, or anything.
+    let close = select(vec![b'S', b'P']).prop_map(|kind| Request::Close(kind, COPY_NAME));
+    let behind = match doubt {
+        Doubt::Syncs => close.boxed(),
+        Doubt::Never | Doubt::Anything => prop_oneof![close, extended()].boxed(),
+    };
+    let behind = prop_oneof![2 => Just(Vec::new()), 1 => vec(behind, 1..4)];
+    let copies = (prop_oneof![sound, risky], behind, any::<bool>());
+    copies.prop_map(|((sql, copy, end), behind, describe)| {
         let mut requests = vec![
             Request::Close(b'P', COPY_NAME),
             Request::Close(b'S', COPY_NAME),
@@ -343,6 +373,7 @@ fn extended_copy(doubt: Doubt) -> impl Strategy<Value = Vec<Request>> {
         }
         requests.push(Request::Execute(COPY_NAME, 0));
         requests.extend(copy);
+        requests.extend(behind);
         requests.extend(end);
         requests
     })

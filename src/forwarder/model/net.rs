@@ -230,7 +230,11 @@ pub(super) fn response_frames(answers: &[u8]) -> (Vec<ResponseFrame>, usize) {
             tag => (tag, None),
         };
         let tag = BackendTag(tag);
-        frames.push(ResponseFrame { tag, status });
+        frames.push(ResponseFrame {
+            tag,
+            status,
+            unread: false,
+        });
     }
     let held = usize::from(answers.last() == Some(&NOTICE_BEGUN));
     (frames, answers.len() - held)
