@@ -174,14 +174,18 @@ pub(crate) fn schedule_as_batch() {
     };
 }
 
-/// All threads share so many heaps, of which the first is there already; to be called
-/// before another thread starts.
+/// All threads share so many heaps, of which the first is there already, and nothing is
+/// taken but from them; to be called before another thread starts.
+///
+/// A large piece of memory would else be a memory map of its own (mallopt(3),
+/// `M_MMAP_THRESHOLD`), and with the last map the kernel grants no heap any growth.
 pub(crate) fn limit_heaps(most: usize) {
     #[cfg(target_env = "gnu")]
-    // SAFETY: takes two numbers, and no other thread runs yet that could allocate.
+    // SAFETY: each takes two numbers, and no other thread runs yet that could allocate.
     unsafe {
         let most = libc::c_int::try_from(most).unwrap_or(libc::c_int::MAX);
         libc::mallopt(libc::M_ARENA_MAX, most);
+        libc::mallopt(libc::M_MMAP_MAX, 0);
     }
 }
 

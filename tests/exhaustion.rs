@@ -375,6 +375,53 @@ fn without_memory_maps_nothing_is_lost_and_newcomers_are_told() {
     }
 }
 
+/// With the last map a large piece of memory that is a map of its own takes the growth of
+/// every heap away: all is taken from those that are there.
+#[test]
+fn without_memory_maps_large_pieces_of_memory_are_found_yet() {
+    if most_maps() > 2_000_000 {
+        eprintln!("this machine grants more memory maps than it has memory for");
+        return;
+    }
+    let servers = [(); 2].map(|()| {
+        Server::start(|mut end| {
+            end.welcome();
+            let mut answer = Vec::new();
+            while let Some(request) = end.next() {
+                match request.tag {
+                    b'C' => answer.extend(message::frame(b'3', &[])),
+                    b'P' => answer.extend(message::frame(b'1', &[])),
+                    _ => {
+                        answer.extend(message::ready(b'I'));
+                        end.wire.send(&std::mem::take(&mut answer));
+                    }
+                }
+            }
+        })
+    });
+    let (proxy, _, mut clients) = sessions(&servers, 18);
+    proxy.wait_threads(18, 0);
+    proxy.maps(Maps::None);
+    // What is kept of them until they are answered takes more than 128 KiB in one piece.
+    let close = message::frame(b'C', b"S\0");
+    let text = [b"\0SELECT '".as_slice(), &[b'x'; 60_000], b"'\0\0\0"].concat();
+    let parse = message::frame(b'P', &text);
+    let sync = message::frame(b'S', &[]);
+    clients[0].send(&close.repeat(7_900));
+    for client in &mut clients[1..] {
+        client.send(&parse.repeat(6));
+    }
+    for client in &mut clients {
+        client.send(&sync);
+        client.receive_through(b'Z');
+    }
+    proxy.maps(Maps::All);
+    for client in &mut clients {
+        client.send(&sync);
+        client.receive_through(b'Z');
+    }
+}
+
 /// Whether a client that has sent its startup gets its session; else it has been told.
 fn is_served(client: &mut Wire) -> bool {
     let answered = |client: &mut Wire| match client.receive_by(soon()) {
