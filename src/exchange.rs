@@ -56,6 +56,8 @@ impl fmt::Display for WaitingFor {
 /// Where a request stands among those of one connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Place {
+    /// Places with another one here cannot be compared.
+    pub numbering: u32,
     /// How many batches come before its own, of those that are answered: what a COPY
     /// swallows does not count.
     pub batch: u64,
@@ -166,7 +168,7 @@ impl Exchange {
             FrontendTag::QUERY | FrontendTag::FUNCTION_CALL => {
                 if !self.skipping {
                     self.queue.push(BatchEnd::Query);
-                } else if self.rule == SkipRule::Unknown {
+                } else if self.rule == SkipRule::Unknown && tag == FrontendTag::QUERY {
                     self.skipping = false;
                     self.doubtful = true;
                     self.queue.push(BatchEnd::Sync);
@@ -326,10 +328,9 @@ impl Exchange {
             return self.doubtful_place(tag);
         }
         self.drop_unanswerable_syncs(tag);
-        Some(Place {
-            batch: self.queue.oldest_batch(),
-            message: self.done,
-        })
+        // By that rule a Query or what comes behind it may have been dropped.
+        let is_known = self.rule == SkipRule::ToSync || !self.doubtful;
+        is_known.then(|| self.queue.place(self.queue.oldest_batch(), self.done))
     }
 
     /// How many batches have been answered, or were dropped.

@@ -4,8 +4,8 @@
 //! client may have sent some before it knew that a COPY begins, so what the queue
 //! holds is claimed for the COPY when the CopyInResponse comes.
 
-use super::Exchange;
 use super::queue::BatchEnd;
+use super::{Exchange, SkipRule};
 
 /// State of the COPY FROM STDIN that the server has begun.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,13 +31,49 @@ impl Exchange {
     /// CopyDone or CopyFail, of which some may have been forwarded already.
     pub(super) fn begin_copy_in(&mut self) {
         self.copy_in = CopyIn::Open;
-        let Some(front) = self.queue.front() else {
+        while self.doubtful
+            && let Some(front) = self.queue.front()
+            && self.done >= front.extended
+            && front.end != BatchEnd::Query
+        {
+            // Nothing but its ReadyForQuery could come: the server has dropped it.
+            self.queue.remove(0, 1);
+        }
+        if self.doubtful && self.rule == SkipRule::Unknown && self.may_be_of_two() {
+            self.give_up();
             return;
-        };
-        if self.done < front.extended {
-            self.begin_extended_copy_in();
-        } else if front.end == BatchEnd::Query && front.times == 1 {
-            self.begin_simple_copy_in();
+        }
+        match self.queue.front() {
+            Some(front) if self.done < front.extended => self.begin_extended_copy_in(),
+            Some(front) if front.end == BatchEnd::Query && front.times == 1 => {
+                self.begin_simple_copy_in();
+            }
+            _ => {}
+        }
+        let is_open = self.copy_in == CopyIn::Open;
+        if is_open && self.rule == SkipRule::ToSync && !self.copy_is_last() {
+            self.give_up();
+        }
+    }
+
+    /// True if an extended-protocol message of another batch than the oldest, which may have
+    /// been dropped, can have begun the COPY.
+    fn may_be_of_two(&self) -> bool {
+        let has_next = self.queue.open > 0 || self.queue.get(1).is_some();
+        has_next && self.queue.front().is_some_and(|front| front.extended > 0)
+    }
+
+    /// True if nothing has been sent behind what has begun the COPY.
+    fn copy_is_last(&self) -> bool {
+        match self.queue.front() {
+            Some(front) => {
+                let is_query = front.end == BatchEnd::Query && front.times == 1;
+                is_query
+                    && self.done >= front.extended
+                    && self.queue.open == 0
+                    && self.queue.get(1).is_none()
+            }
+            None => self.queue.open == self.done.saturating_add(1),
         }
     }
 

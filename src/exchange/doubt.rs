@@ -13,6 +13,7 @@
 mod guess;
 mod requests;
 
+use super::copy::CopyIn;
 use super::{Exchange, Place, SkipRule};
 use crate::message::{BackendTag, FrontendTag};
 use guess::{Guess, Step};
@@ -89,19 +90,36 @@ impl Doubt {
         if let Some(first) = kept.iter().map(|guess| guess.first()).min() {
             self.requests.forget_before(first);
         }
-        if kept.len() > MAX_GUESSES || self.requests.len() > MAX_SENT {
-            kept.clear();
-            self.requests = Requests::new(self.requests.rule);
-        }
         self.guesses = kept;
+        if self.guesses.len() > MAX_GUESSES || self.requests.len() > MAX_SENT {
+            self.lose();
+        }
+    }
+
+    /// Follows nothing any more.
+    fn lose(&mut self) {
+        self.guesses = Vec::new();
+        self.next = Vec::new();
+        self.requests = Requests::new(self.requests.rule);
     }
 
     /// What each guess becomes by an answer of that type, into `next`.
     fn advance(&mut self, tag: BackendTag) {
         let mut next = std::mem::take(&mut self.next);
         next.clear();
+        let mut steps = Vec::new();
         for guess in &self.guesses {
-            guess.step(&self.requests, tag, &mut next);
+            guess.step(&self.requests, tag, &mut steps);
+            for (guess, own) in steps.drain(..) {
+                match next.iter_mut().find(|(other, _)| *other == guess) {
+                    Some((_, place)) if *place != own => *place = None,
+                    Some(_) => {}
+                    None => next.push((guess, own)),
+                }
+            }
+            if next.len() > MAX_GUESSES {
+                break;
+            }
         }
         self.next = next;
     }
@@ -128,6 +146,10 @@ impl Doubt {
         if self.next.is_empty() {
             return false;
         }
+        if self.next.len() > MAX_GUESSES {
+            self.lose();
+            return true;
+        }
         self.copied |= tag == BackendTag::COPY_IN_RESPONSE;
         self.guesses.clear();
         self.guesses
@@ -137,17 +159,21 @@ impl Doubt {
     }
 
     /// True if, by one guess, the server waits for the client.
-    fn may_await_client(&self, unfinished: bool, flushed: bool) -> bool {
-        let last = self.requests.end().saturating_sub(u64::from(unfinished));
+    fn may_await_client(&self, unfinished: Option<FrontendTag>, flushed: bool) -> bool {
+        let is_kept = |tag| is_message(tag) || ends_batch(tag) || ends_copy(tag);
+        let left_out = u64::from(unfinished.is_some_and(is_kept));
+        let last = self.requests.end().saturating_sub(left_out);
         let ends = |from: u64, wanted: fn(FrontendTag) -> bool| {
             self.requests.find(from, wanted).is_some_and(|at| at < last)
         };
-        self.guesses.iter().any(|guess| match *guess {
-            Guess::Run { at, .. } => at >= last || !flushed && !ends(at, ends_batch),
-            Guess::Skip { from } => !ends(from, ends_batch),
-            Guess::Copying { from, .. } => !ends(from, ends_copy),
-            Guess::InQuery { .. } | Guess::Ending { .. } => false,
-        })
+        // Of one that is lost nobody knows.
+        self.is_lost()
+            || self.guesses.iter().any(|guess| match *guess {
+                Guess::Run { at, .. } => at >= last || !flushed && !ends(at, ends_batch),
+                Guess::Skip { from } => !ends(from, ends_batch),
+                Guess::Copying { from, .. } => !ends(from, ends_copy),
+                Guess::InQuery { .. } | Guess::Ending { .. } => false,
+            })
     }
 }
 
@@ -174,6 +200,22 @@ impl Exchange {
         self.settle_doubt();
     }
 
+    /// The client has sent what does not belong into a COPY, which ends the connection.  A
+    /// server that had failed the COPY by then goes on behind any of it, so nothing is
+    /// followed any more.
+    pub(super) fn give_up(&mut self) {
+        self.queue.forget();
+        let mut doubt = Doubt {
+            requests: Requests::new(self.rule),
+            guesses: Vec::new(),
+            next: Vec::new(),
+            answered: self.queue.oldest_batch(),
+            copied: true,
+        };
+        doubt.lose();
+        self.doubt = Some(Box::new(doubt));
+    }
+
     /// What was sent behind the message that has failed.
     fn take_unanswered(&self, requests: &mut Requests) {
         let start = requests.end();
@@ -181,15 +223,16 @@ impl Exchange {
         // The failed one among them.
         let mut answered = self.done.saturating_add(1);
         for (messages, end) in self.queue.unanswered() {
+            if requests.len() > MAX_SENT {
+                return;
+            }
             let left = messages.saturating_sub(std::mem::take(&mut answered));
             for index in 0..left {
                 if requests.len() > MAX_SENT {
                     return;
                 }
-                let own = Place {
-                    message: place.message.saturating_sub(left - index),
-                    ..place
-                };
+                let message = place.message.saturating_sub(left - index);
+                let own = Place { message, ..place };
                 requests.push(Sent {
                     tag: SOME_MESSAGE,
                     // Of the others nobody is told where they stood.
@@ -208,6 +251,11 @@ impl Exchange {
     pub(super) fn doubtful_request(&mut self, tag: FrontendTag) -> bool {
         let Some(doubt) = &mut self.doubt else {
             self.recent.note(tag);
+            let breaks = is_message(tag) || ends_batch(tag) && tag != FrontendTag::SYNC;
+            if breaks && self.copy_in == CopyIn::Open && self.rule == SkipRule::ToSync {
+                self.give_up();
+                return true;
+            }
             return false;
         };
         match tag {
@@ -237,9 +285,6 @@ impl Exchange {
         let Some(doubt) = &mut self.doubt else {
             return false;
         };
-        if doubt.is_lost() || tag.is_asynchronous() {
-            return true;
-        }
         match tag {
             BackendTag::COPY_IN_RESPONSE
             | BackendTag::COPY_OUT_RESPONSE
@@ -248,6 +293,9 @@ impl Exchange {
             | BackendTag::ERROR_RESPONSE
             | BackendTag::READY_FOR_QUERY => self.copying = false,
             _ => {}
+        }
+        if doubt.is_lost() || tag.is_asynchronous() {
+            return true;
         }
         let possible = doubt.answer(tag);
         if possible {
@@ -275,7 +323,7 @@ impl Exchange {
     }
 
     /// See [`Exchange::awaits_client`]; `None` where there is no doubt.
-    pub(super) fn doubtful_turn(&self, unfinished: bool) -> Option<bool> {
+    pub(super) fn doubtful_turn(&self, unfinished: Option<FrontendTag>) -> Option<bool> {
         let doubt = self.doubt.as_ref()?;
         Some(doubt.may_await_client(unfinished, self.flushed))
     }
@@ -325,9 +373,7 @@ impl Exchange {
         if matches!(guess, Guess::Copying { .. }) {
             self.begin_copy_in();
         }
-        if !doubt.copied {
-            self.queue.renumber(now);
-        }
+        self.queue.renumber(now, !doubt.copied);
     }
 }
 

@@ -59,6 +59,8 @@ pub(super) struct Queue {
     pub(super) open: u32,
     /// The same since the last batch that awaits an answer.
     since: u32,
+    /// Counts up where the numbers begin to mean something else.
+    numbering: u32,
 }
 
 impl Queue {
@@ -97,9 +99,15 @@ impl Queue {
 
     /// Where the next request will stand.
     pub(super) fn open_place(&self) -> Place {
+        self.place(self.added, self.since)
+    }
+
+    /// The place of a message of a batch, by their numbers.
+    pub(super) fn place(&self, batch: u64, message: u32) -> Place {
         Place {
-            batch: self.added,
-            message: self.since,
+            numbering: self.numbering,
+            batch,
+            message,
         }
     }
 
@@ -129,9 +137,14 @@ impl Queue {
         (self.owing, self.open) = (0, 0);
     }
 
-    /// Numbers what comes as if `place` were the next.
-    pub(super) fn renumber(&mut self, place: Place) {
-        (self.added, self.since) = (place.batch, place.message);
+    /// Goes on with the numbers of before, where `place` was the next one, if they still
+    /// mean the same.
+    pub(super) fn renumber(&mut self, place: Place, mean_the_same: bool) {
+        if mean_the_same && self.since == place.message {
+            self.added = place.batch;
+        } else {
+            self.numbering = self.numbering.wrapping_add(1);
+        }
     }
 
     /// Counts a message, or a request that ends a batch, which is kept elsewhere.
@@ -230,6 +243,9 @@ impl Queue {
             self.remove(0, 1);
             let next = self.first_extended_mut();
             *next = next.saturating_add(front.extended);
+            if self.is_empty() {
+                self.since = self.open;
+            }
         }
     }
 

@@ -224,14 +224,6 @@ fn swallowed_sync() {
                 &format!("{failed} >Sq >Qq <ZIq <ZIq <Cq <ZI."),
             ),
             ("by a query", ">Qq >Sq <Gc <Eq <ZIq >Qq <Cq <ZI."),
-            (
-                "by a query, answered",
-                ">Qq >Sq <Gc >Qc <Eq <ZIq <ZIq >Qq <ZIq <Cq <ZI.",
-            ),
-            (
-                "by a query like the next, answered",
-                ">Qq >Sq >fq <Gc >Qc <Eq >Qq <ZIq <ZIq <Cq <ZIq <Cq <ZI.",
-            ),
         ],
     );
 }
@@ -252,6 +244,14 @@ fn unknown_skip_rule() {
             (
                 "a Query and a batch dropped, a shorter batch shows it",
                 ">Pb >Qq >Pq >Bq >Eq >Sq <Eq <ZIq >Bq >Eq >Sq <2q <Cq <ZI.",
+            ),
+            (
+                "by a query, answered",
+                ">Qq >Sq <Gc >Qc <Eq <ZIq <ZIq >Qq <ZIq <Cq <ZI.",
+            ),
+            (
+                "by a query like the next, answered",
+                ">Qq >Sq >fq <Gc >Qc <Eq >Qq <ZIq <ZIq <Cq <ZIq <Cq <ZI.",
             ),
             ("FunctionCall is unknown", ">Fb <Eb >Sq <ZI."),
             (

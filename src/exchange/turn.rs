@@ -15,7 +15,7 @@ impl Exchange {
     /// a server keeps them to itself, so whoever has sent none waits for nothing.
     #[must_use]
     pub(crate) fn awaits_client(&self, unfinished: Option<FrontendTag>) -> bool {
-        if let Some(may_await) = self.doubtful_turn(unfinished.is_some()) {
+        if let Some(may_await) = self.doubtful_turn(unfinished) {
             return may_await;
         }
         let back = self.queue.back();

@@ -144,6 +144,11 @@ impl UnnamedTracker {
             (self.skipping, self.copy_failed, self.copying) = (false, false, false);
             return;
         };
+        let numbering = self.pending.front().map(|(own, _)| own.numbering);
+        if numbering.is_some_and(|numbering| numbering != place.numbering) {
+            self.lose();
+            return;
+        }
         let oldest = (self.pending.front()).filter(|(own, _)| own.batch <= place.batch);
         let due = match oldest {
             Some((own, change)) if !self.skipping => {
@@ -156,6 +161,8 @@ impl UnnamedTracker {
             }
             _ => None,
         };
+        // What comes within a COPY is about that.
+        let due = due.filter(|change| !self.copying || matches!(change, Change::Query));
         match (tag, due) {
             (BackendTag::READY_FOR_QUERY, _) => self.ready(place.batch, answered),
             (BackendTag::ERROR_RESPONSE, due) => {

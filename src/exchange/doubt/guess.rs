@@ -1,5 +1,6 @@
 //! Where the server may be, and where an answer shows it to be next.
 
+use super::MAX_GUESSES;
 use super::requests::{Requests, SOME_MESSAGE, Sent, ends_batch, ends_copy};
 use crate::exchange::{Place, SkipRule};
 use crate::message::{BackendTag, FrontendTag};
@@ -210,7 +211,7 @@ fn step_copying(
             let mut at = from;
             let mut begins = Vec::new();
             while let Some(sync) = requests.find(at, |tag| tag == FrontendTag::SYNC) {
-                if sync >= last {
+                if sync >= last || begins.len() > MAX_GUESSES {
                     break;
                 }
                 begins.push(sync);

@@ -71,6 +71,20 @@ fn what_stands_behind_the_end_of_a_copy_that_fails() {
     ]);
 }
 
+/// It ends the connection, or there is no telling what the server makes of it.
+#[test]
+fn what_does_not_belong_into_a_copy() {
+    check_behind(&[
+        ("Close", ">Cc >Sc <Eq <ZIq <ZIq >Qq <Cq <ZIq"),
+        ("Query", ">Qc <Eq <ZIq <ZIq"),
+    ]);
+    let behind = [
+        ("Parse, sent before", ">Qq >Pq <Gc <Eq >Sq <ZIq <1q <ZIq"),
+        ("Query, sent before", ">Eb >Qq <Gc <Eq <ZIq"),
+    ];
+    check(SkipRule::ToSync, &behind);
+}
+
 /// An answer that no guess expects is a server of another mind, which does not stop us.
 #[test]
 fn an_answer_that_cannot_come_is_harmless() {
@@ -110,6 +124,21 @@ fn there_is_a_bound_to_what_is_followed() {
         let kept = exchange.doubt.map_or(0, |doubt| doubt.requests.len());
         assert!(kept <= super::MAX_SENT);
     }
+    // Nor with too many possibilities at once, each with its own Syncs.
+    let mut exchange = failed(1);
+    for tag in b"BES".repeat(62) {
+        exchange.request(FrontendTag(tag));
+    }
+    for tag in *b"Z2G" {
+        exchange.response(BackendTag(tag), idle);
+    }
+    for _ in 0..8_000 {
+        exchange.request(FrontendTag::SYNC);
+    }
+    exchange.response(BackendTag::ERROR_RESPONSE, None);
+    assert!(exchange.is_in_doubt());
+    let kept = exchange.doubt.map_or(0, |doubt| doubt.next.capacity());
+    assert!(kept <= 4 * super::MAX_GUESSES, "{kept}");
     // Nor with too much unanswered.
     let mut exchange = failed(1);
     for _ in 0..20_000 {

@@ -115,6 +115,15 @@ fn the_statement_is_what_the_server_keeps() {
         ("PpS:11Z BESS:2G cCPS:EZ PPpSPSS:111ZEZZ CS:3Z", parsed(2)),
         ("pS:1Z BESS:2G cpS:EZ CS:3Z pS:1Z", parsed(3)),
         ("pS:1Z BESS:2G cpS:EZ CS:3Z", Unnamed::Unknown),
+        ("pS:1Z BES:2G dcCpS:EZ PS:1Z", Unnamed::Unknown),
+        // Behind one that succeeds it is not.
+        ("pS:1Z BES:2G dcPBpS:C1EZ", parsed(1)),
+        ("pS:1Z BES:2G cPCpS:CEZ", parsed(1)),
+        ("pS:1Z BES:2G cPCpS:C13EZ", Unnamed::None),
+        ("pS:1Z BES:2G cpS:C1Z", parsed(2)),
+        // The Sync in the COPY ends the skip, and another batch begins behind it.
+        ("pS:1Z BE:2G S:EZ pBS:1EZ", parsed(2)),
+        ("pS:1Z BE:2G S:EZ pS:EZ", Unnamed::None),
         // All sent before the CopyInResponse.
         ("pS:1Z BEdScCpS:2GEZ31Z", Unnamed::Unknown),
     ];
