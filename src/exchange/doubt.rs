@@ -42,6 +42,17 @@ pub(super) struct Doubt {
 }
 
 impl Doubt {
+    /// Nothing is followed yet.
+    const fn new(rule: SkipRule, answered: u64) -> Self {
+        Self {
+            requests: Requests::new(rule),
+            guesses: Vec::new(),
+            next: Vec::new(),
+            answered,
+            copied: false,
+        }
+    }
+
     fn is_lost(&self) -> bool {
         self.guesses.is_empty()
     }
@@ -180,13 +191,7 @@ impl Doubt {
 impl Exchange {
     /// The COPY of an Execute, with `ignored_syncs` sent into it, has failed.
     pub(super) fn begin_doubt(&mut self, ignored_syncs: u32) {
-        let mut doubt = Doubt {
-            requests: Requests::new(self.rule),
-            guesses: Vec::new(),
-            next: Vec::new(),
-            answered: self.queue.oldest_batch(),
-            copied: false,
-        };
+        let mut doubt = Doubt::new(self.rule, self.queue.oldest_batch());
         let guesses = u64::from(ignored_syncs) + 1;
         if guesses <= MAX_GUESSES as u64 {
             doubt.guesses = (0..guesses).map(|from| Guess::Skip { from }).collect();
@@ -205,14 +210,7 @@ impl Exchange {
     /// followed any more.
     pub(super) fn give_up(&mut self) {
         self.queue.forget();
-        let mut doubt = Doubt {
-            requests: Requests::new(self.rule),
-            guesses: Vec::new(),
-            next: Vec::new(),
-            answered: self.queue.oldest_batch(),
-            copied: true,
-        };
-        doubt.lose();
+        let doubt = Doubt::new(self.rule, self.queue.oldest_batch());
         self.doubt = Some(Box::new(doubt));
     }
 
@@ -246,17 +244,17 @@ impl Exchange {
         requests.name_from(start, &self.recent);
     }
 
-    /// Takes note of a request while there is a doubt; false where there is
-    /// none.
+    /// Takes note of a request while there is a doubt; false where there is none.
     pub(super) fn doubtful_request(&mut self, tag: FrontendTag) -> bool {
         let Some(doubt) = &mut self.doubt else {
             self.recent.note(tag);
-            let breaks = is_message(tag) || ends_batch(tag) && tag != FrontendTag::SYNC;
-            if breaks && self.copy_in == CopyIn::Open && self.rule == SkipRule::ToSync {
+            let breaks = self.copy_in == CopyIn::Open
+                && self.rule == SkipRule::ToSync
+                && (is_message(tag) || ends_batch(tag) && tag != FrontendTag::SYNC);
+            if breaks {
                 self.give_up();
-                return true;
             }
-            return false;
+            return breaks;
         };
         match tag {
             FrontendTag::FLUSH => {
@@ -364,8 +362,11 @@ impl Exchange {
         }
         for at in guess.first()..doubt.requests.end() {
             match doubt.requests.get(at) {
-                // Any of them counts alike.
-                Some(sent) if sent.tag == SOME_MESSAGE => self.note_request(FrontendTag::EXECUTE),
+                Some(sent) if sent.tag == SOME_MESSAGE => {
+                    // Any of them counts alike.
+                    self.note_request(FrontendTag::EXECUTE);
+                    self.recent.unname_last();
+                }
                 Some(sent) => self.note_request(sent.tag),
                 None => {}
             }

@@ -150,7 +150,12 @@ fn step_run(
             at: next,
             fresh: true,
         },
-        BackendTag::FUNCTION_CALL_RESPONSE if sent.tag == FrontendTag::FUNCTION_CALL => ending,
+        // Of those too far back to be known by their types one counts as the other.
+        BackendTag::FUNCTION_CALL_RESPONSE
+            if matches!(sent.tag, FrontendTag::FUNCTION_CALL | FrontendTag::QUERY) =>
+        {
+            ending
+        }
         BackendTag::PARSE_COMPLETE if is(FrontendTag::PARSE) => done,
         BackendTag::BIND_COMPLETE if is(FrontendTag::BIND) => done,
         BackendTag::CLOSE_COMPLETE if is(FrontendTag::CLOSE) => done,

@@ -45,8 +45,16 @@ impl Recent {
         }
     }
 
+    /// The last one was of a type that is not known.
+    pub(super) fn unname_last(&mut self) {
+        let last = usize::from(self.count.wrapping_sub(1)) % KEPT;
+        if let Some(last) = self.tags.get_mut(last) {
+            *last = SOME_MESSAGE.0;
+        }
+    }
+
     /// The last `count` of them, oldest first; of more than are kept the last.
-    fn last(&self, count: usize) -> impl Iterator<Item = FrontendTag> {
+    pub(super) fn last(&self, count: usize) -> impl Iterator<Item = FrontendTag> {
         let count = u8::try_from(count.min(KEPT)).unwrap_or_default();
         let places = (1..=count).rev().map(|back| self.count.wrapping_sub(back));
         places.filter_map(|place| {
@@ -111,7 +119,9 @@ impl Requests {
         let count = self.sent.iter_mut().skip(start).filter(is_counted).count();
         let unknown = count.saturating_sub(KEPT);
         let agree = |sent: &Sent, tag: FrontendTag| match sent.tag {
-            SOME_MESSAGE => is_message(tag) || tag == FrontendTag::FUNCTION_CALL,
+            SOME_MESSAGE => {
+                is_message(tag) || matches!(tag, FrontendTag::FUNCTION_CALL | SOME_MESSAGE)
+            }
             FrontendTag::QUERY => matches!(tag, FrontendTag::QUERY | FrontendTag::FUNCTION_CALL),
             other => tag == other,
         };

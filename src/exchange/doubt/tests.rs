@@ -57,6 +57,14 @@ fn what_stands_behind_the_end_of_a_copy_that_fails() {
             ),
         ),
         (
+            "a FunctionCall that is not known as one",
+            &format!(
+                ">cc >Cc >Sc >Fc >Bc >Ec >cc {} >Sc <Eq <ZIq <Vq <ZIq <2q <Gc <Cq {} <ZI.",
+                [">Pc"; 50].join(" "),
+                ["<1q"; 50].join(" ")
+            ),
+        ),
+        (
             "another COPY, which may be one of two",
             ">cc >Bc >Ec >Sc <Eq <ZIq >Bq >Eq >Sq <2q <Gc >dc >cc <Cb >Sq <ZI.",
         ),
@@ -89,6 +97,40 @@ fn what_does_not_belong_into_a_copy() {
 #[test]
 fn an_answer_that_cannot_come_is_harmless() {
     check_behind(&[("", ">cc >Cc >Sc <Eq <1q <ZI. >Qq <Cq <ZI.")]);
+}
+
+/// A message whose type was not known when a doubt began has none when the next one does.
+#[test]
+fn what_has_no_name_gets_none() {
+    // By this rule a Parse within a COPY is one like those behind it, so that its place
+    // among the Syncs is lost, and with it the names of all.
+    let mut exchange = Exchange::with_skip(SkipRule::Unknown);
+    for (side, tag) in [
+        ('>', b'B'),
+        ('>', b'E'),
+        ('<', b'2'),
+        ('<', b'G'),
+        ('>', b'P'),
+        ('>', b'S'),
+        ('>', b'c'),
+        ('>', b'C'),
+        ('>', b'S'),
+        ('>', b'P'),
+        ('>', b'C'),
+        ('>', b'S'),
+        ('<', b'E'),
+        ('<', b'Z'),
+        ('<', b'Z'),
+        ('<', b'1'),
+    ] {
+        match side {
+            '>' => exchange.request(FrontendTag(tag)),
+            _ => exchange.response(BackendTag(tag), Some(TransactionStatus::Idle)),
+        }
+    }
+    assert!(exchange.doubt.is_none(), "{exchange:?}");
+    let last: Vec<u8> = exchange.recent.last(2).map(|tag| tag.0).collect();
+    assert_eq!(last, [super::SOME_MESSAGE.0, b'S'], "{exchange:?}");
 }
 
 #[test]
